@@ -1,0 +1,52 @@
+# `make demo` and `make test` do all their own set-up on a machine with python3, venv and make.
+PYTHON ?= python3
+BIN := .venv/bin
+RUNTIME := .venv/.runtime
+DEV := .venv/.dev
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.PHONY: setup demo up test test-full test-gpu lint bench proto clean
+
+setup: $(DEV)  ## everything, tools and transformers included
+
+$(RUNTIME): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(PIP) torch==2.13.0
+	$(PIP) hatchling editables
+	$(PIP) --no-build-isolation -e .
+	touch $@
+
+$(DEV): $(RUNTIME)
+	$(PIP) --no-build-isolation -e '.[dev]'
+	touch $@
+
+demo: $(RUNTIME)  ## start the service, stream a story, show the tables
+	$(BIN)/python -m tools.demo
+
+up: $(RUNTIME)  ## the whole service in the foreground, until Ctrl-C
+	$(BIN)/python -m tools.up
+
+test: $(DEV)  ## the suite to run before every commit
+	$(BIN)/python -m pytest -q
+
+test-full: $(DEV)
+	$(BIN)/python -m pytest -q -m "not gpu"
+
+test-gpu: $(DEV)
+	$(BIN)/python -m pytest -q -m gpu
+
+lint: $(DEV)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python tools/proto.py --check
+
+bench: $(DEV)
+	$(BIN)/python -m benchmarks.serving
+
+proto: $(DEV)
+	$(BIN)/python tools/proto.py
+
+clean:
+	rm -rf .venv .run .mypy_cache .ruff_cache .pytest_cache .hypothesis

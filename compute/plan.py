@@ -1,0 +1,76 @@
+"""A step by value: what the scheduler tells the runner, and what comes back. Pure data (PROTOCOL rule 2).
+
+    position  0 ........ start ........ start + len(token_ids)
+              [ KV valid ][ this step computes KV ]
+                                                 ^ the next token is sampled here, if `sample`
+
+A decode row has one token id; a prefill chunk has more. `blocks` covers every position up to the end of the chunk.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from compute.request import SamplingParams
+from kvmanager.messages import SequenceId
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepRow:
+    """One sequence's part of a step."""
+
+    sequence: SequenceId
+    epoch: int
+    token_ids: Sequence[int]
+    start: int
+    blocks: Sequence[int]  # block ids
+    sample: bool
+    history: Sequence[int]  # prompt and output up to and including token_ids
+    prompt_len: int
+    sampling: SamplingParams
+    banned: frozenset[int] = frozenset()  # ids that must not be drawn (min_tokens)
+    logprobs: int = 0
+    prompt_logprobs: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class CopyOrder:
+    """Copy the first `slots` token slots of one block to another, all layers, before the step."""
+
+    source: int
+    destination: int
+    slots: int
+
+
+@dataclass(frozen=True, slots=True)
+class StepPlan:
+    number: int
+    rows: Sequence[StepRow]
+    copies: Sequence[CopyOrder] = ()
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(len(row.token_ids) for row in self.rows)
+
+
+@dataclass(frozen=True, slots=True)
+class Logprob:
+    """Of one token, before temperature and filters. `top`: the k most likely, best first."""
+
+    token_id: int
+    logprob: float
+    rank: int
+    top: Sequence[tuple[int, float]] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class RowResult:
+    """What one row gave. `prompt_logprobs`: one per prompt token of the chunk but position 0."""
+
+    token_id: int | None = None
+    logprob: Logprob | None = None
+    prompt_logprobs: Sequence[Logprob] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    rows: Sequence[RowResult]  # in the plan's order

@@ -1,0 +1,1 @@
+"""The gateway: gRPC `Generate`, tokenization, routing, and the client."""

@@ -1,0 +1,126 @@
+"""Settings of a process: flags > HOLDFAST_* environment > YAML file > defaults. Unknown keys are errors.
+
+Each process has one frozen pydantic model, a subclass of `Common`, and one section name. A field `max_num_seqs` of
+the section `compute` is the flag `--max-num-seqs`, the variable `HOLDFAST_COMPUTE__MAX_NUM_SEQS` and, in the YAML
+file, `compute: {max_num_seqs: …}`. The fields of `Common` have no section: `HOLDFAST_RUN_DIR`, top level in YAML.
+"""
+
+import os
+from collections.abc import Callable, Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Final, Literal, TypeVar
+
+import click
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from holdfast.rundir import RunDir, default_path
+
+PREFIX: Final = "HOLDFAST_"
+SECTIONS: Final = ("kvmanager", "compute", "gateway")
+# Read by the command lines themselves, not by a section.
+CLIENT_VARIABLES: Final = frozenset(
+    {"HOLDFAST_CONFIG", "HOLDFAST_ENDPOINT", "HOLDFAST_OUTPUT", "HOLDFAST_API_KEY"}
+)
+
+
+class SettingsError(ValueError):
+    """A setting is unknown or out of bounds; the message names it and where it came from."""
+
+
+class Common(BaseModel):
+    """What every process needs to know."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, protected_namespaces=())
+
+    run_dir: Path = Field(default_factory=default_path, description="folder of the service's unix sockets")
+    log_format: Literal["auto", "pretty", "json"] = Field("auto", description="auto: pretty on a terminal")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least level logged")
+
+    @property
+    def sockets(self) -> RunDir:
+        return RunDir(self.run_dir)
+
+
+S = TypeVar("S", bound=Common)
+COMMON: Final = frozenset(Common.model_fields)
+
+
+def load(
+    model: type[S], section: str, flags: Mapping[str, Any], environ: Mapping[str, str] = os.environ
+) -> S:
+    """The settings of one process. `flags` may hold `config` (a path) and None for flags not given."""
+    given = {key: value for key, value in flags.items() if value is not None}
+    path = given.pop("config", None) or environ.get("HOLDFAST_CONFIG")
+    values = from_yaml(Path(path), section) if path else {}
+    values |= from_environment(model, section, environ)
+    try:
+        return model.model_validate(values | given)
+    except ValidationError as error:
+        raise SettingsError(explain(error, section)) from None
+
+
+def from_yaml(path: Path, section: str) -> dict[str, Any]:
+    """Top-level common keys and one section of the file."""
+    try:
+        document = yaml.safe_load(path.read_text("utf8")) or {}
+    except (OSError, yaml.YAMLError) as error:
+        raise SettingsError(f"cannot read {path}: {error}") from None
+    if not isinstance(document, dict):
+        raise SettingsError(f"{path}: expected a mapping with the keys {', '.join(SECTIONS)}")
+    reject_unknown(document, COMMON | set(SECTIONS), str(path))
+    common = {key: value for key, value in document.items() if key in COMMON}
+    return common | (document.get(section) or {})
+
+
+def from_environment(model: type[Common], section: str, environ: Mapping[str, str]) -> dict[str, str]:
+    """Values of this process's variables. Other sections' variables are theirs to judge."""
+    common = {PREFIX + key.upper(): key for key in COMMON}
+    own = {f"{PREFIX}{section.upper()}__{key.upper()}": key for key in set(model.model_fields) - COMMON}
+    others = tuple(f"{PREFIX}{name.upper()}__" for name in SECTIONS if name != section)
+    seen = [name for name in environ if name.startswith(PREFIX) and not name.startswith(others)]
+    reject_unknown(seen, common.keys() | own.keys() | CLIENT_VARIABLES, "environment")
+    return {key: environ[name] for name, key in (common | own).items() if name in environ}
+
+
+def reject_unknown(seen: Any, known: Any, where: str) -> None:
+    """SettingsError for the first name that is not known, with the nearest one that is."""
+    for name in seen:
+        if name not in known:
+            near = get_close_matches(str(name), known, n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise SettingsError(f"unknown setting {name} in {where}{hint}")
+
+
+def explain(error: ValidationError, section: str) -> str:
+    """One line per bad field, by the name its user typed."""
+    lines = []
+    for item in error.errors():
+        name = ".".join(map(str, item["loc"])) or section
+        lines.append(f"--{name.replace('_', '-')} ({section}.{name}): {item['msg']}, got {item['input']!r}")
+    return "; ".join(lines)
+
+
+def options(model: type[Common]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """A click decorator: `--config` and one option per field. Values arrive as strings or None: `load` judges them."""
+
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        for name, field in reversed(model.model_fields.items()):
+            command = option(
+                name, field.annotation, field.description, field.get_default(call_default_factory=True)
+            )(command)
+        return click.option("--config", type=click.Path(dir_okay=False), help="YAML settings file")(command)
+
+    return decorate
+
+
+def option(name: str, kind: Any, about: str | None, default: Any) -> Callable[..., Any]:
+    flag = "--" + name.replace("_", "-")
+    text = about or ""
+    if kind is bool:
+        return click.option(
+            f"{flag}/--no-{flag[2:]}", default=None, help=f"{text} [{'on' if default else 'off'}]"
+        )
+    shown = "" if default is None or str(default) == "PydanticUndefined" else f" [{default}]"
+    return click.option(flag, default=None, metavar="VALUE", help=text + shown)
