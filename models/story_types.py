@@ -1,0 +1,21 @@
+"""The shape of a plot."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Plot(NamedTuple):
+    """A plot skeleton: paragraphs of template text and the coherent variants that fill them."""
+
+    theme: str
+    things: str
+    titles: tuple[str, ...]
+    paragraphs: tuple[str, ...]
+    variants: tuple[dict[str, str], ...] = ({},)
+    rules: dict[str, str] = {}
+    helper: str = "any"
+    third: str = "any"
+    seasons: str = "spring summer autumn winter"
+    # Children and animals only, for plots that would sound odd with a grown-up hero.
+    young: bool = False
