@@ -70,7 +70,7 @@ class Unimplemented(KvError):  # noqa: N818
     code = 11
 
 
-BY_CODE: dict[int, type[KvError]] = {cls.code: cls for cls in (KvError, *KvError.__subclasses__())}
+BY_CODE: dict[int, type[KvError]] = {KvError.code: KvError} | {cls.code: cls for cls in KvError.__subclasses__()}
 
 
 def from_code(code: int, message: str, details: dict[str, str]) -> KvError:

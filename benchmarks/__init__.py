@@ -1,0 +1,1 @@
+"""Speed claims: each benchmark runs its peer in the same run and writes JSON with hardware and versions."""

@@ -1,0 +1,1 @@
+"""Scripts around the packages: generated code, local supervision, the demo."""
