@@ -45,7 +45,8 @@ class Peer:
 
     def run(self, prompts: Sequence[Sequence[int]]) -> float:
         """Output tokens per second."""
-        assert self.process.stdin is not None and self.process.stdout is not None
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
         self.process.stdin.write(json.dumps({"prompts": prompts, "new_tokens": NEW_TOKENS}) + "\n")
         self.process.stdin.flush()
         seconds = json.loads(self.process.stdout.readline())["seconds"]
