@@ -11,18 +11,25 @@ import random
 import re
 import sys
 from collections.abc import Iterator
-from functools import lru_cache
+from functools import cache
 from typing import NamedTuple
 
 import story_chat
+import story_plots_heart
+import story_plots_lost
+import story_plots_night
+import story_plots_way
 from story_cast import Tale, new_tale
-from story_plots import PLOTS_ONE
-from story_plots_more import PLOTS_TWO
 from story_rules import LESSONS, RULES
 from story_types import Plot
 
-PLOTS: tuple[Plot, ...] = PLOTS_ONE + PLOTS_TWO
-NUMBERS = "One Two Three Four Five Six Seven Eight".split()
+PLOTS: tuple[Plot, ...] = (
+    *story_plots_lost.PLOTS,
+    *story_plots_heart.PLOTS,
+    *story_plots_night.PLOTS,
+    *story_plots_way.PLOTS,
+)
+NUMBERS = ("One", "Two", "Three", "Four", "Five", "Six", "Seven", "Eight")
 
 
 class Node(NamedTuple):
@@ -59,7 +66,7 @@ def _parse(template: str, at: int) -> tuple[tuple[tuple[Node, ...], ...], int]:
     return (*choices, tuple(nodes)), at
 
 
-@lru_cache(maxsize=None)
+@cache
 def parsed(template: str) -> tuple[tuple[Node, ...], ...]:
     """Return the alternatives of a template; parsing is cached as templates are constants."""
     return _parse(template, 0)[0]
@@ -136,7 +143,9 @@ def story(rng: random.Random) -> Told:
 def chapters(rng: random.Random, count: int) -> Told:
     """Tell a long story: several plots that happen to the same hero in one season."""
     season = rng.choice(("spring", "summer", "autumn"))
-    plots = rng.sample([p for p in PLOTS if season in p.seasons], count)
+    fitting = [plot for plot in PLOTS if season in plot.seasons]
+    # One plot of each title and theme at most: two lost things in a row would tire anyone.
+    plots = rng.sample(list({plot.titles: plot for plot in fitting}.values()), count)
     tale = new_tale(rng, plots[0], season)
     parts: list[str] = []
     heading = paragraph("The [Adventures|Travels|Days|Story|Tales] of {a}", tale)

@@ -7,7 +7,6 @@ import random
 import story_words as words
 from story_types import Plot
 
-
 _PLURALS = {"foot": "feet", "hoof": "hooves"}
 SMALL = words.ANIMALS + words.CHILDREN
 

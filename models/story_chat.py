@@ -63,7 +63,7 @@ def _article(noun: str) -> str:
 
 def _subject(rng: random.Random, theme: str, tale: Tale) -> str:
     """What the story is about, in words that the story then bears out."""
-    a, b, c, t, q = (tale.slots[key] for key in "abctq")
+    a, b, c, t = (tale.slots[key] for key in "abct")
     kind, thing = _article(a.kind), t.a  # type: ignore[attr-defined]
     plain = _article(str(t))
     options = (
@@ -131,7 +131,5 @@ def chat(rng: random.Random, one: Told, another: Told | None) -> str:
         parts.append(_question(rng, one))
     if another is not None:
         ask = request(rng, another.plot.theme, another.tale)
-        parts.append(
-            _turn(rng.choice(("Another one, please. ", "Thank you! ", "")) + ask, another.text)
-        )
+        parts.append(_turn(rng.choice(("Another one, please. ", "Thank you! ", "")) + ask, another.text))
     return "".join(parts)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 
@@ -12,8 +14,8 @@ class Plot(NamedTuple):
     things: str
     titles: tuple[str, ...]
     paragraphs: tuple[str, ...]
-    variants: tuple[dict[str, str], ...] = ({},)
-    rules: dict[str, str] = {}
+    variants: tuple[Mapping[str, str], ...] = (MappingProxyType({}),)
+    rules: Mapping[str, str] = MappingProxyType({})
     helper: str = "any"
     third: str = "any"
     seasons: str = "spring summer autumn winter"

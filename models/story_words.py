@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
+import re
 from typing import NamedTuple
 
-SHE_NAMES = (
+
+def _bars(text: str) -> list[str]:
+    return text.split("|")
+
+
+def _spaces(text: str) -> list[str]:
+    return text.split()
+
+
+SHE_NAMES = _spaces(
     "Mila Nora Tilly Hazel Wren Ivy Poppy Juno Ada Bella Clara Daisy Edith Flora Greta Hana Iris "
     "Josie Kira Lena Maya Nell Olive Pearl Quilla Rosa Sasha Tess Una Vera Willa Yara Zoe Amber "
     "Bess Cora Dot Elsie Fern Ginny Heidi Ingrid Joan Kitty Lottie Marta Nina Opal Petra Ruby "
     "Stella Thea Ursa Violet Wanda Anya Bonnie Celia Dora Emmy Freya Gwen Holly Isla Luna Mabel "
     "Maple Mina Molly Penny Pia Rhea Sylvie Tansy Trudy Winnie Zara Leila Amina Sofia Noor Mei"
-).split()
+)
 
-HE_NAMES = (
+HE_NAMES = _spaces(
     "Pip Bram Oscar Finn Toby Jasper Leo Milo Hugo Arlo Basil Caleb Digby Elliot Felix Gus Henry "
     "Igor Jonas Kit Lars Max Ned Otto Perry Quentin Rufus Sam Theo Ulric Victor Walter Xander Yuri "
     "Zeke Alfie Benno Cosmo Dexter Ezra Fritz George Harvey Ivan Jack Karl Louis Monty Nico Omar "
     "Pablo Ralph Silas Tom Umar Vince Wilbur Andre Boris Clive Duncan Emil Fergus Gilbert Hector "
     "Ivor Jem Kofi Linus Magnus Nils Olaf Percy Robin Stanley Tariq Ravi Mateo Hiro Amir Chen"
-).split()
+)
 
 
 class Kind(NamedTuple):
@@ -114,48 +124,44 @@ PEOPLE = _kinds(_PEOPLE)
 CHILDREN = PEOPLE[:2]
 KINDS = ANIMALS + PEOPLE
 
-HERO_ADJ = (
+HERO_ADJ = _bars(
     "curious little|brave little|shy little|cheerful little|stubborn little|clever little|"
     "dreamy little|gentle little|lively little|thoughtful little|quiet little|busy little|"
     "small and hopeful|young and eager|kind little|merry little|careful little|bold little"
-).split("|")
-ADULT_ADJ = "young|cheerful|kind|hard-working|quiet|lonely|good-hearted|proud|patient|poor".split(
-    "|"
 )
-HELPER_ADJ = (
+ADULT_ADJ = _bars("young|cheerful|kind|hard-working|quiet|lonely|good-hearted|proud|patient|poor")
+HELPER_ADJ = _bars(
     "kind|wise|gentle|cheerful|clever|friendly|patient|quiet|busy|good-natured|helpful|sleepy|"
     "warm-hearted|strange|tall|lively|calm|funny"
-).split("|")
+)
 
-LIGHT_THINGS = (
+LIGHT_THINGS = _bars(
     "kite|scarf|hat|ribbon|letter|map|feather|balloon|paper crown|handkerchief|cap|flag|"
     "paper bird|pinwheel|silk sash|drawing|song sheet|lace shawl|paper boat"
-).split("|")
-SOLID_THINGS = (
+)
+SOLID_THINGS = _bars(
     "key|bell|compass|button|spoon|ring|coin|whistle|mirror|music box|pocket watch|teapot|marble|"
     "seashell|necklace|drum|flute|ball|basket|book|cup|spyglass|toy horse|doll|spinning top|"
     "paintbrush|fiddle|jug|bracelet|clock|umbrella|bucket|box|locket|thimble|crown|brooch|medal|"
     "pot|telescope|puppet|lantern|toy boat|toy train|horn|bowl|sled|trumpet|pebble|vase"
-).split("|")
-COLORS = "red|blue|green|yellow|purple|orange|white|little|old|pretty|bright|small|striped".split(
-    "|"
 )
-METALS = "silver|golden|brass|copper|shiny|painted|polished|tiny|carved|round".split("|")
-FOODS = (
+COLORS = _bars("red|blue|green|yellow|purple|orange|white|little|old|pretty|bright|small|striped")
+METALS = _bars("silver|golden|brass|copper|shiny|painted|polished|tiny|carved|round")
+FOODS = _bars(
     "loaf of bread|apple pie|honey cake|basket of berries|pot of soup|wheel of cheese|plum tart|"
     "bag of nuts|cherry pie|gingerbread house|bowl of porridge|basket of pears|pumpkin pie|"
     "jar of honey|carrot cake|box of biscuits|basket of apples|nut cake|berry tart|lemon cake"
-).split("|")
-BOATS = "boat|rowing boat|sailing boat|raft|canoe|fishing boat|houseboat".split("|")
-PLANTS = (
+)
+BOATS = _bars("boat|rowing boat|sailing boat|raft|canoe|fishing boat|houseboat")
+PLANTS = _bars(
     "sunflower|pumpkin|apple tree|rose bush|pear tree|cherry tree|plum tree|strawberry plant|"
     "melon|bean plant|tulip|lemon tree|fig tree|lily|blackberry bush|peach tree"
-).split("|")
-LAMPS = "lantern|lamp|candle|torch".split("|")
-GIFTS = (
+)
+LAMPS = _bars("lantern|lamp|candle|torch")
+GIFTS = _bars(
     "scarf|blanket|chair|bird house|pair of mittens|picture frame|cushion|basket|wooden spoon|"
     "toy boat|music box|necklace|quilt|flute|stool|bookshelf|kite|lantern|drum|hat"
-).split("|")
+)
 
 
 class Place(NamedTuple):
@@ -168,44 +174,99 @@ class Place(NamedTuple):
 
 
 _PLACES = """
-pine wood|in|into|The pines stood tall and smelled of resin.|Needles lay soft on the path.|A woodpecker knocked somewhere far away.
-beach|on|down to|The waves rolled in and out.|Gulls cried over the wet sand.|The sand was full of tiny shells.
-meadow|in|out to|The grass was high and full of crickets.|Bees hummed from flower to flower.|Poppies nodded in the breeze.
-hill|on|up|The wind was always a little stronger there.|From the top the houses looked like toys.|Sheep stood about like small clouds.
-river bank|on|down to|The water chattered over the stones.|Dragonflies flashed above the reeds.|Willow branches touched the water.
-old orchard|in|to|The branches were heavy and crooked.|Wasps buzzed around the fallen fruit.|Long grass grew between the trees.
-harbor|in|down to|Ropes creaked and flags fluttered.|It smelled of salt and fish and tar.|The boats bumped softly against the wall.
-valley|in|down into|A thin mist hung over the stream.|Bells rang from the far farms.|The hills stood around it like a bowl.
-castle garden|in|to|Roses climbed over the gray walls.|A fountain splashed in the middle.|Peacocks walked slowly across the grass.
-birch forest|in|into|The white trunks shone between the leaves.|Small birds rustled in the ferns.|The light fell in green spots on the moss.
-marsh|in|out to|The reeds whispered all around.|Frogs called to one another.|The ground was soft and wet.
-mountain path|on|up|Little stones rolled away underfoot.|Far below, the valley lay in the sun.|An eagle circled in the clear air.
-lake shore|on|down to|The lake was as smooth as glass.|Small waves licked the stones.|A row of ducks went by.
-mill pond|by|to|The mill wheel turned with a splash.|Water lilies floated in the shade.|Tiny fish darted under the bridge.
-cornfield|in|out to|The corn stood higher than a horse.|A scarecrow waved its empty sleeves.|The leaves rubbed together with a dry sound.
-bamboo grove|in|into|The tall stems clicked in the breeze.|It was cool and green inside.|A small stream ran between the roots.
-quarry|in|to|Every sound came back as an echo.|Puddles shone between the gray blocks.|Swallows darted along the walls.
-heath|on|out to|The heather was purple as far as one could see.|Larks sang high in the air.|A sandy track led over the rise.
+pine wood|in|into
+  The pines stood tall and smelled of resin.
+  Needles lay soft on the path.
+  A woodpecker knocked somewhere far away.
+beach|on|down to
+  The waves rolled in and out.
+  Gulls cried over the wet sand.
+  The sand was full of tiny shells.
+meadow|in|out to
+  The grass was high and full of crickets.
+  Bees hummed from flower to flower.
+  Poppies nodded in the breeze.
+hill|on|up
+  The wind was always a little stronger there.
+  From the top the houses looked like toys.
+  Sheep stood about like small clouds.
+river bank|on|down to
+  The water chattered over the stones.
+  Dragonflies flashed above the reeds.
+  Willow branches touched the water.
+old orchard|in|to
+  The branches were heavy and crooked.
+  Wasps buzzed around the fallen fruit.
+  Long grass grew between the trees.
+harbor|in|down to
+  Ropes creaked and flags fluttered.
+  It smelled of salt and fish and tar.
+  The boats bumped softly against the wall.
+valley|in|down into
+  A thin mist hung over the stream.
+  Bells rang from the far farms.
+  The hills stood around it like a bowl.
+castle garden|in|to
+  Roses climbed over the gray walls.
+  A fountain splashed in the middle.
+  Peacocks walked slowly across the grass.
+birch forest|in|into
+  The white trunks shone between the leaves.
+  Small birds rustled in the ferns.
+  The light fell in green spots on the moss.
+marsh|in|out to
+  The reeds whispered all around.
+  Frogs called to one another.
+  The ground was soft and wet.
+mountain path|on|up
+  Little stones rolled away underfoot.
+  Far below, the valley lay in the sun.
+  An eagle circled in the clear air.
+lake shore|on|down to
+  The lake was as smooth as glass.
+  Small waves licked the stones.
+  A row of ducks went by.
+mill pond|by|to
+  The mill wheel turned with a splash.
+  Water lilies floated in the shade.
+  Tiny fish darted under the bridge.
+cornfield|in|out to
+  The corn stood higher than a horse.
+  A scarecrow waved its empty sleeves.
+  The leaves rubbed together with a dry sound.
+bamboo grove|in|into
+  The tall stems clicked in the breeze.
+  It was cool and green inside.
+  A small stream ran between the roots.
+quarry|in|to
+  Every sound came back as an echo.
+  Puddles shone between the gray blocks.
+  Swallows darted along the walls.
+heath|on|out to
+  The heather was purple as far as one could see.
+  Larks sang high in the air.
+  A sandy track led over the rise.
 """
 
 
 def _place(line: str) -> Place:
-    noun, at, to, *senses = line.split("|")
+    head, *senses = line.split("\n  ")
+    noun, at, to = head.split("|")
     return Place(noun, at, to, tuple(senses))
 
 
-PLACES = tuple(_place(line) for line in _PLACES.strip().splitlines())
+PLACES = tuple(_place(line) for line in re.split(r"\n(?! )", _PLACES.strip()))
 
-TOWN_HEADS = (
+TOWN_HEADS = _bars(
     "Willow|Brook|Stone|Amber|Fern|Maple|Otter|Hazel|Thistle|Bramble|Clover|Heron|Moss|Silver|"
     "Winter|Apple|Raven|Honey|Copper|Swallow|Alder|Rowan|Lark|Pebble|Mist"
-).split("|")
-TOWN_TAILS = "dale|ford|mere|wick|ham|field|bridge|ton|haven|stead|bury|mouth|cliff|well".split("|")
-LANDS = (
+)
+TOWN_TAILS = _bars("dale|ford|mere|wick|ham|field|bridge|ton|haven|stead|bury|mouth|cliff|well")
+LANDS = _bars(
     "by the sea|at the edge of a great forest|between two green hills|beside a slow river|"
     "at the foot of a mountain|on a small island|near a deep blue lake|beyond the last windmill|"
     "in a narrow valley|on the sunny side of a hill|where two roads met|close to the marsh"
-).split("|")
+)
 
 SEASONS: dict[str, str] = {
     "spring": "a fresh spring|a mild spring|a rainy spring|a bright spring|a breezy spring",
