@@ -64,11 +64,15 @@ class Logprob:
 
 @dataclass(frozen=True, slots=True)
 class RowResult:
-    """What one row gave. `prompt_logprobs`: one per prompt token of the chunk but position 0."""
+    """What one row gave. `prompt_logprobs`: one per prompt token of the chunk but position 0.
+
+    `error`: this row alone failed, and why; its other fields mean nothing.
+    """
 
     token_id: int | None = None
     logprob: Logprob | None = None
     prompt_logprobs: Sequence[Logprob] = ()
+    error: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
