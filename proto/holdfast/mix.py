@@ -1,0 +1,25 @@
+"""The seed of each continuation of one request (PROTOCOL rule 9). Standard library only: gateway and worker share it.
+
+    mix(seed, 0) = seed        mix(seed, i) = f(f(seed) + i * GAMMA)        f: SplitMix64's finalizer, a bijection
+
+For one seed the results of all i are distinct but for the fixed i = 0. The inner f keeps seeds that differ by
+multiples of GAMMA from giving the same series, shifted.
+"""
+
+from typing import Final
+
+GAMMA: Final = 0x9E3779B97F4A7C15  # 2**64 over the golden ratio, odd
+MASK: Final = 2**64 - 1
+
+
+def mix(seed: int, index: int) -> int:
+    """The 64-bit seed of continuation `index` (>= 0) of a request with the 64-bit `seed`."""
+    return seed if index == 0 else _finalize(_finalize(seed) + index * GAMMA)
+
+
+def _finalize(value: int) -> int:
+    """Every bit of the 64 depends on every bit of `value`."""
+    value &= MASK
+    value = ((value ^ value >> 30) * 0xBF58476D1CE4E5B9) & MASK
+    value = ((value ^ value >> 27) * 0x94D049BB133111EB) & MASK
+    return value ^ value >> 31
