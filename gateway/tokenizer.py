@@ -1,0 +1,128 @@
+"""Text to token ids and back, with the model folder's tokenizer.json. No chat, no stop strings.
+
+Long texts are encoded in a thread (tokenizers releases the interpreter lock), two at a time; short ones in place.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Final
+
+import grpc
+from tokenizers import Tokenizer
+from tokenizers.decoders import DecodeStream
+
+from gateway.errors import Refusal
+
+IN_PLACE_CHARACTERS: Final = 4096  # about 1 ms
+CONTEXT_IDS: Final = 6  # of the prompt, so that the first token of the output keeps its leading space
+# No character spans more tokens than it has bytes (4); a longer wait is malformed output, which would make each
+# step of DecodeStream decode all of it again.
+MAX_HELD_IDS: Final = 16
+REPLACEMENT: Final = "\ufffd"
+
+
+class TextCodec:
+    """The tokenizer of one model."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        self._tokenizer = tokenizer
+        self._threads = ThreadPoolExecutor(2, thread_name_prefix="tokenizer")
+
+    @classmethod
+    def from_folder(cls, folder: Path) -> "TextCodec | None":
+        """None when the folder has no tokenizer.json; ValueError when it cannot be read."""
+        path = folder / "tokenizer.json"
+        if not path.exists():
+            return None
+        try:
+            return cls(Tokenizer.from_file(str(path)))
+        except Exception as error:  # noqa: BLE001 - tokenizers raises plain Exception
+            raise ValueError(f"cannot read {path}: {error}") from None
+
+    @property
+    def vocab_size(self) -> int:
+        """Added tokens included."""
+        return int(self._tokenizer.get_vocab_size())
+
+    async def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        """The ids of `text`, with the special tokens that the model's tokenizer puts around a prompt."""
+        if len(text) <= IN_PLACE_CHARACTERS:
+            return self._encode(text, add_special_tokens)
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._threads, self._encode, text, add_special_tokens)
+
+    def _encode(self, text: str, add_special_tokens: bool) -> list[int]:
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
+        return ids
+
+    def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
+        text: str = self._tokenizer.decode(list(ids), skip_special_tokens=skip_special_tokens)
+        return text
+
+    async def decode_long(self, ids: Sequence[int], skip_special_tokens: bool) -> str:
+        """As `decode`, in a thread when there is much of it."""
+        if len(ids) <= IN_PLACE_CHARACTERS:
+            return self.decode(ids, skip_special_tokens)
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._threads, self.decode, ids, skip_special_tokens)
+
+    def stream(self, prompt: Sequence[int], skip_special_tokens: bool) -> "Detokenizer":
+        """An incremental decoder of what follows `prompt`."""
+        return Detokenizer(self._tokenizer, prompt, skip_special_tokens)
+
+    def close(self) -> None:
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+
+class Detokenizer:
+    """Text of one index, token by token; incomplete UTF-8 is held back.
+
+    prompt[-6:] | shown ids ...... | held ids ...
+                                   ^ last piece of text ended here
+    """
+
+    def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int], skip_special_tokens: bool) -> None:
+        self._tokenizer = tokenizer
+        self._skip = skip_special_tokens
+        self._context = self._whole(prompt)
+        self._held: list[int] = []
+        self._stream = DecodeStream(ids=self._context, skip_special_tokens=skip_special_tokens)
+
+    def push(self, token_id: int) -> str:
+        """The text that `token_id` completes, perhaps none."""
+        self._held.append(token_id)
+        piece: str | None = self._stream.step(self._tokenizer, token_id)
+        if piece is None:
+            return self.flush() if len(self._held) > MAX_HELD_IDS else ""
+        self._context, self._held = self._held, []
+        return piece
+
+    def flush(self) -> str:
+        """The text of the held ids as it is, incomplete characters as U+FFFD; then starts afresh."""
+        if not self._held:
+            return ""
+        before = self._decode(self._context)
+        text = self._decode(self._context + self._held)[len(before) :]
+        self._context, self._held = [], []
+        self._stream = DecodeStream(ids=[], skip_special_tokens=self._skip)
+        return text
+
+    def _whole(self, prompt: Sequence[int]) -> list[int]:
+        """The prompt's last ids, unless their text ends within a character."""
+        ids = list(prompt[-CONTEXT_IDS:])
+        return [] if self._decode(ids).endswith(REPLACEMENT) else ids
+
+    def _decode(self, ids: list[int]) -> str:
+        return str(self._tokenizer.decode(ids, skip_special_tokens=self._skip)) if ids else ""
+
+
+def no_tokenizer() -> Refusal:
+    return Refusal(
+        grpc.StatusCode.FAILED_PRECONDITION,
+        "NO_TOKENIZER",
+        "the model has no tokenizer.json: send token_ids, and read token_ids",
+    )
