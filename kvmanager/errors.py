@@ -10,6 +10,7 @@
     ├── Mismatch             geometry, fingerprint or device differs from the pool's
     ├── NoMemory             the host or device cannot hold the pool
     ├── Unavailable          the daemon cannot be reached, or cannot serve now
+    │   └── DeadlineExceeded the client's own word, never sent: somebody is there, and silent
     └── Unimplemented
 
 Each class has one wire code (holdfast.v1.ErrorCode, by number here so that policy imports no protobuf); a test
@@ -66,11 +67,17 @@ class Unavailable(KvError):  # noqa: N818
     code = 9
 
 
+class DeadlineExceeded(Unavailable):
+    """Raised by clients only."""
+
+
 class Unimplemented(KvError):  # noqa: N818
     code = 11
 
 
-BY_CODE: dict[int, type[KvError]] = {KvError.code: KvError} | {cls.code: cls for cls in KvError.__subclasses__()}
+BY_CODE: dict[int, type[KvError]] = {KvError.code: KvError} | {
+    cls.code: cls for cls in KvError.__subclasses__()
+}
 
 
 def from_code(code: int, message: str, details: dict[str, str]) -> KvError:

@@ -1,0 +1,59 @@
+"""The pool as torch sees it, in a worker. The only module of the KV manager that may import torch.
+
+    with PoolMapping(attachment.pool_fd, layout, attachment.num_blocks) as mapping:
+        mapping.pool        # [block, layer, K/V, kv head, slot, dim], no copy: stores are seen by every worker
+
+Owns the mapping, not the descriptor. The GPU's mapping joins here later.
+"""
+
+import mmap
+import os
+from types import TracebackType
+from typing import Final
+
+import torch
+
+from kvmanager.errors import Mismatch
+from kvmanager.layout import PoolLayout
+
+DTYPES: Final = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "float8_e4m3": torch.float8_e4m3fn,
+}
+
+
+class PoolMapping:
+    """Maps a pool of `num_blocks` blocks, readable and writable. Mismatch if the descriptor's size is another."""
+
+    def __init__(self, fd: int, layout: PoolLayout, num_blocks: int) -> None:
+        expected = num_blocks * layout.block_bytes
+        if (found := os.fstat(fd).st_size) != expected:
+            raise Mismatch(
+                f"pool of {found} bytes, expected {expected}: {num_blocks} blocks of {layout.block_bytes}",
+                found=found,
+                expected=expected,
+            )
+        memory = mmap.mmap(fd, expected, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
+        flat = torch.frombuffer(memory, dtype=DTYPES[layout.dtype])
+        self._pool: torch.Tensor | None = flat.view(layout.shape(num_blocks))
+
+    @property
+    def pool(self) -> torch.Tensor:
+        """All blocks, of shape `layout.shape(num_blocks)`."""
+        if self._pool is None:
+            raise ValueError("the pool mapping is closed")
+        return self._pool
+
+    def close(self) -> None:
+        """Gives up this view. The memory is unmapped when the last tensor made from it is gone."""
+        self._pool = None
+
+    def __enter__(self) -> "PoolMapping":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
