@@ -1,0 +1,1 @@
+"""The verbs of the command line `kvmanager`, each module imported when one of its verbs is used."""
