@@ -4,7 +4,7 @@ SC'11). A number is a pure function of (seed, position): nothing to save, nothin
     key     = (seed low, seed high)                 the row's own 64-bit seed, see holdfast.mix
     counter = (position low, position high, 0, 0)   absolute position of the token being drawn, prompt included
 
-Owns the generator, not what is drawn with it. numpy on the host: a step's seeds and positions are known before its logits.
+Owns the generator, not what is drawn with it. numpy on the host: seeds and positions are known before the logits.
 """
 
 from collections.abc import Sequence
@@ -41,7 +41,8 @@ def uniform(seeds: Sequence[int], positions: Sequence[int]) -> NDArray[np.float6
     seed, position = np.array(seeds, np.uint64), np.array(positions, np.uint64)
     zero = np.zeros_like(position)
     words = philox(np.stack((*_halves(position), zero, zero)), np.stack(_halves(seed)))
-    return ((words[0] << HALF | words[1]) >> np.uint64(11)) * 2.0**-53
+    bits: Words = (words[0] << HALF | words[1]) >> np.uint64(11)
+    return bits.astype(np.float64) * 2.0**-53
 
 
 def _halves(values: Words) -> tuple[Words, Words]:
