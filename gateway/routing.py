@@ -1,0 +1,102 @@
+"""Who serves what, and which worker takes the next sequence. Pure: snapshots in, decisions out.
+
+A worker is named by (id, session): the same id after a restart is another worker.
+"""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final, NamedTuple
+
+from kvmanager.messages import WorkerState
+
+FRESH_MS: Final = 1500  # of the last heartbeat
+SILENT_MS: Final = 5000  # a busy step thread without progress
+ANSWER_SECONDS: Final = 1.2  # of the daemon: 1 s and some slack
+
+
+class WorkerKey(NamedTuple):
+    id: str
+    session: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Worker:
+    """As the daemon's snapshot told it."""
+
+    key: WorkerKey
+    endpoint: str
+    pool: str
+    model: str
+    state: WorkerState
+    age_ms: int = 0
+    silent_ms: int = 0
+    busy: bool = False
+    load: int = 0  # sequences running and waiting, of all gateways
+
+    @property
+    def alive(self) -> bool:
+        return self.state is not WorkerState.LOST
+
+    @property
+    def healthy(self) -> bool:
+        """READY, heard of lately, and advancing or idle."""
+        moving = not self.busy or self.silent_ms < SILENT_MS
+        return self.state is WorkerState.READY and self.age_ms < FRESH_MS and moving
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pool:
+    """One model's KV pool and limits."""
+
+    name: str
+    model: str
+    fingerprint: str
+    max_model_len: int
+    vocab_size: int
+    dtype: str
+    num_blocks: int
+    block_size: int
+
+    @property
+    def tokens(self) -> int:
+        """The longest sequence it can hold: one block stays free."""
+        return max(0, self.num_blocks - 1) * self.block_size
+
+
+@dataclass(frozen=True, slots=True)
+class Members:
+    """One snapshot."""
+
+    workers: Mapping[WorkerKey, Worker] = field(default_factory=dict)
+    pools: Mapping[str, Pool] = field(default_factory=dict)
+
+    def ready(self, model: str) -> Sequence[Worker]:
+        """READY workers of `model` whose pool is known."""
+        return [
+            worker
+            for worker in self.workers.values()
+            if worker.model == model and worker.state is WorkerState.READY and worker.pool in self.pools
+        ]
+
+    def serving(self, model: str) -> bool:
+        """Some worker of `model` makes progress."""
+        return any(worker.healthy for worker in self.ready(model))
+
+    def gone(self, key: WorkerKey) -> bool:
+        worker = self.workers.get(key)
+        return worker is None or not worker.alive
+
+
+def choose(
+    members: Members, model: str, own: Mapping[WorkerKey, int], avoid: Collection[WorkerKey] = ()
+) -> Worker | None:
+    """The healthy, not avoided worker of least load; a less good one if there is no other; None without any.
+
+    `own` counts this gateway's sequences by worker: the snapshot's load is up to 250 ms old.
+    """
+
+    def cost(worker: Worker) -> tuple[bool, bool, int, WorkerKey]:
+        load = max(worker.load, own.get(worker.key, 0))
+        return worker.key in avoid, not worker.healthy, load, worker.key
+
+    return min(members.ready(model), key=cost, default=None)
