@@ -1,0 +1,342 @@
+"""The keeper: holds the service's file descriptors and keeps a daemon running. Standard library only.
+
+What it holds lives as long as it does: the memory of pools and metadata, and the listening sockets of the run
+directory. It parses no request of the service and knows nothing of what the memory means. One packet a request on
+keeper.sock, one packet an answer, to its child and to a stranger of the same user alike:
+
+    PUT name + fd → OK      GET name → OK + fd      DROP name → OK      LIST → OK name name …      BEAT → OK
+    anything that cannot be done → NO reason
+
+The first connection that beats is the daemon; a second one is refused while the first is open. A daemon that stops
+beating is killed; a child that ends is started again, unless it says (EXIT_USAGE, EXIT_CONFLICT) that this is vain.
+"""
+
+import errno
+import fcntl
+import os
+import re
+import selectors
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+from holdfast.rundir import RunDir
+from kvmanager import fds
+from kvmanager.keeper_log import Log
+
+BEAT_BOUND_S: Final = 5.0  # silence of a daemon that has beaten
+START_BOUND_S: Final = 60.0  # a child's first beat
+BACKOFF_S: Final = (0.05, 5.0)  # doubles from the first to the second
+STEADY_S: Final = 10.0  # a child that lived this long starts the back-off again
+STOP_BOUND_S: Final = 5.0  # for a child to end after SIGTERM
+MAX_HELD: Final = 256
+MAX_CONNECTIONS: Final = 64
+EXIT_USAGE: Final = 2
+EXIT_CONFLICT: Final = 7
+NAME: Final = re.compile(r"[a-z0-9._-]{1,80}")
+
+
+class Refused(Exception):  # noqa: N818 - reads as `raise Refused(...)`
+    """The request cannot be done; the peer is told why."""
+
+
+@dataclass(slots=True, eq=False)
+class Connection:
+    sock: socket.socket
+    pid: int
+    pidfd: int
+    beat: float | None = None  # when it last said BEAT
+
+
+class Vault:
+    """The named descriptors. The listening sockets are in it too, and stay."""
+
+    def __init__(self, sockets: RunDir) -> None:
+        self.fixed = {
+            path.name: fds.listen(path, kind)
+            for path, kind in (
+                (sockets.attach, socket.SOCK_SEQPACKET),
+                (sockets.daemon, socket.SOCK_STREAM),
+            )
+        }
+        self.held: dict[str, int] = {}
+
+    def put(self, name: str, received: list[int]) -> None:
+        if len(received) != 1:
+            raise Refused("PUT needs one descriptor")
+        if not NAME.fullmatch(name) or name in self.fixed:
+            raise Refused("not a name that can be put")
+        if len(self.held) >= MAX_HELD and name not in self.held:
+            raise Refused(f"{MAX_HELD} descriptors are held already")
+        self._close(name)
+        self.held[name] = received.pop()
+
+    def get(self, name: str) -> int:
+        if name in self.fixed:
+            return self.fixed[name].fileno()
+        if name not in self.held:
+            raise Refused("nothing of that name")
+        return self.held[name]
+
+    def drop(self, name: str) -> None:
+        if name not in self.held:
+            raise Refused("nothing of that name")
+        self._close(name)
+
+    def _close(self, name: str) -> None:
+        if name in self.held:
+            os.close(self.held.pop(name))
+
+
+class Keeper:
+    """One loop over the keeper's socket, its connections and its child."""
+
+    def __init__(self, sockets: RunDir, argv: Sequence[str] | None, log: Log) -> None:
+        self.argv, self.log = argv, log
+        self.vault = Vault(sockets)
+        self.listener = fds.listen(sockets.keeper, socket.SOCK_SEQPACKET)
+        self.listener.setblocking(False)
+        self.selector = selectors.DefaultSelector()
+        self.connections: set[Connection] = set()
+        self.child: subprocess.Popen[bytes] | None = None
+        self.child_pidfd = -1
+        self.started = 0.0
+        self.backoff = BACKOFF_S[0]
+        self.start_at: float | None = time.monotonic() if argv else None
+        self.stopping = False
+        self.exit_code: int | None = None
+
+    # ------------------------------------------------------------------------------------- loop
+
+    def run(self) -> int:
+        self._watch_signals()
+        self.selector.register(self.listener, selectors.EVENT_READ, self._accept)
+        while self.exit_code is None:
+            for key, _ in self.selector.select(self._patience()):
+                if key.fileobj in self.selector.get_map():  # not closed by an earlier one of this round
+                    key.data()
+            if self.exit_code is None:
+                self._tick(time.monotonic())
+        return self.exit_code
+
+    def _watch_signals(self) -> None:
+        wake, poked = socket.socketpair()
+        for sock in (wake, poked):
+            sock.setblocking(False)
+        signal.set_wakeup_fd(wake.fileno(), warn_on_full_buffer=False)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._stop)
+        self._wake = (wake, poked)
+        self.selector.register(poked, selectors.EVENT_READ, lambda: poked.recv(64))
+
+    def _patience(self) -> float | None:
+        """Seconds until something must be done without being told; None: nothing."""
+        due = [self.start_at] if self.start_at is not None else []
+        if self.child and not self._beating():
+            due.append(self.started + START_BOUND_S)
+        due += [c.beat + BEAT_BOUND_S for c in self.connections if c.beat is not None]
+        return max(min(due) - time.monotonic(), 0.0) if due else None
+
+    def _tick(self, now: float) -> None:
+        if self.start_at is not None and now >= self.start_at:
+            self._start(now)
+        if self.child and not self._beating() and now - self.started >= START_BOUND_S:
+            self.log.error("the daemon did not start; killing it", pid=self.child.pid, seconds=START_BOUND_S)
+            self._kill(self.child_pidfd)
+            self.started = now
+        for connection in [
+            c for c in self.connections if c.beat is not None and now - c.beat >= BEAT_BOUND_S
+        ]:
+            self.log.error("the daemon is silent; killing it", pid=connection.pid, seconds=BEAT_BOUND_S)
+            self._kill(connection.pidfd)
+            self._close(connection)
+
+    def _beating(self) -> bool:
+        return any(connection.beat is not None for connection in self.connections)
+
+    # ------------------------------------------------------------------------------------- child
+
+    def _start(self, now: float) -> None:
+        assert self.argv is not None
+        self.start_at = None
+        self.child = subprocess.Popen(self.argv, stdin=subprocess.DEVNULL)
+        self.started = now
+        self.child_pidfd = os.pidfd_open(self.child.pid)
+        self.selector.register(self.child_pidfd, selectors.EVENT_READ, self._reap)
+        self.log.info("daemon started", pid=self.child.pid)
+
+    def _reap(self) -> None:
+        assert self.child is not None
+        code = self.child.wait()
+        lived = time.monotonic() - self.started
+        self.selector.unregister(self.child_pidfd)
+        os.close(self.child_pidfd)
+        pid, self.child, self.child_pidfd = self.child.pid, None, -1
+        if self.stopping or code in (EXIT_USAGE, EXIT_CONFLICT):
+            self.log.info("daemon ended", pid=pid, code=code)
+            self.exit_code = 0 if self.stopping else code
+            return
+        self.backoff = BACKOFF_S[0] if lived >= STEADY_S else min(self.backoff * 2, BACKOFF_S[1])
+        self.start_at = time.monotonic() + self.backoff
+        self.log.warning("daemon died; starting it again", pid=pid, code=code, after_s=round(self.backoff, 2))
+
+    def _stop(self, number: int, _frame: object) -> None:
+        """SIGTERM: pass it on and wait for the child; no new one. Runs between two bytecodes of the loop."""
+        if self.stopping:
+            return
+        self.stopping, self.start_at = True, None
+        if self.child is None:
+            self.exit_code = 0
+            return
+        self.child.terminate()
+        signal.signal(signal.SIGALRM, lambda *_: self._kill(self.child_pidfd))
+        signal.setitimer(signal.ITIMER_REAL, STOP_BOUND_S)
+
+    def _kill(self, pidfd: int) -> None:
+        try:
+            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+        except OSError as error:  # gone already, or in a PID namespace that this one cannot reach
+            self.log.warning("cannot kill the daemon", error=str(error))
+
+    # ------------------------------------------------------------------------------------- requests
+
+    def _accept(self) -> None:
+        try:
+            sock, _ = self.listener.accept()
+        except OSError:
+            return  # gone between the wake-up and the accept
+        try:
+            if len(self.connections) >= MAX_CONNECTIONS or not fds.peer_is_ours(sock):
+                raise fds.PacketError("too many connections, or another user's")
+            connection = Connection(sock, fds.peer(sock).pid, fds.peer_pidfd(sock))
+        except (OSError, fds.PacketError):
+            sock.close()
+            return
+        sock.setblocking(False)
+        self.connections.add(connection)
+        self.selector.register(sock, selectors.EVENT_READ, partial(self._serve, connection))
+
+    def _serve(self, connection: Connection) -> None:
+        """One request. A peer that breaks the packet rules, or does not take its answers, is dropped."""
+        try:
+            data, received = fds.receive(connection.sock)
+            if not data:
+                self._close(connection)
+                return
+            try:
+                self._answer(connection, data, received)
+            finally:
+                fds.close_all(received)
+        except (OSError, fds.PacketError) as error:
+            self.log.warning("dropping a peer of the keeper", pid=connection.pid, error=str(error))
+            self._close(connection)
+
+    def _answer(self, connection: Connection, data: bytes, received: list[int]) -> None:
+        verb, _, name = data.decode("ascii", "replace").partition(" ")
+        try:
+            if verb not in _VERBS:
+                raise Refused("unknown request")
+            if received and verb != "PUT":
+                raise Refused("unexpected descriptor")
+            text, out = _VERBS[verb](self, connection, name, received)
+        except Refused as error:
+            text, out = f"NO {error}", ()
+        fds.send(connection.sock, text.encode(), out)
+
+    def _put(self, _connection: Connection, name: str, received: list[int]) -> tuple[str, tuple[int, ...]]:
+        self.vault.put(name, received)
+        return "OK", ()
+
+    def _get(self, _connection: Connection, name: str, _received: list[int]) -> tuple[str, tuple[int, ...]]:
+        return "OK", (self.vault.get(name),)
+
+    def _drop(self, _connection: Connection, name: str, _received: list[int]) -> tuple[str, tuple[int, ...]]:
+        self.vault.drop(name)
+        return "OK", ()
+
+    def _list(self, _connection: Connection, _name: str, _received: list[int]) -> tuple[str, tuple[int, ...]]:
+        return " ".join(["OK", *sorted(self.vault.held)]), ()
+
+    def _beat(self, connection: Connection, _name: str, _received: list[int]) -> tuple[str, tuple[int, ...]]:
+        other = next((c for c in self.connections if c.beat is not None and c is not connection), None)
+        if other is not None:
+            raise Refused(f"another daemon is running, pid {other.pid}")
+        connection.beat = time.monotonic()
+        return "OK", ()
+
+    def _close(self, connection: Connection) -> None:
+        if connection in self.connections:
+            self.connections.remove(connection)
+            self.selector.unregister(connection.sock)
+            connection.sock.close()
+            os.close(connection.pidfd)
+
+
+_Verb = Callable[[Keeper, Connection, str, list[int]], tuple[str, tuple[int, ...]]]
+_VERBS: Final[dict[str, _Verb]] = {
+    "PUT": Keeper._put,
+    "GET": Keeper._get,
+    "DROP": Keeper._drop,
+    "LIST": Keeper._list,
+    "BEAT": Keeper._beat,
+}
+
+
+def lock(path: Path) -> int:
+    """The run directory's lock, held until this process ends. BlockingIOError with the holder's pid if it is taken."""
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        holder = os.read(fd, 32).decode("ascii", "replace").strip() or "unknown"
+        os.close(fd)
+        raise BlockingIOError(errno.EAGAIN, f"another keeper runs in {path.parent}, pid {holder}") from None
+    os.ftruncate(fd, 0)
+    os.write(fd, f"{os.getpid()}\n".encode())
+    return fd
+
+
+def run(
+    sockets: RunDir, child_argv: Sequence[str] | None, log_format: str = "auto", log_level: str = "info"
+) -> int:
+    """Keeps descriptors in this run directory until SIGTERM, and `child_argv` running if given. The exit code.
+
+    0 after SIGTERM, EXIT_CONFLICT if another keeper runs here, else the code with which the child gave up.
+    """
+    log = Log("keeper", log_format, log_level)
+    sockets.prepare()
+    try:
+        lock(sockets.lock)
+    except BlockingIOError as error:
+        log.error(error.strerror or str(error))
+        return EXIT_CONFLICT
+    for path in (
+        sockets.keeper,
+        sockets.attach,
+        sockets.daemon,
+    ):  # of a keeper that is gone: its lock was free
+        path.unlink(missing_ok=True)
+    keeper = Keeper(sockets, child_argv, log)
+    log.info("keeper ready", run_dir=str(sockets.path), pid=os.getpid())
+    try:
+        return keeper.run()
+    finally:
+        for path in (sockets.keeper, sockets.attach, sockets.daemon):
+            path.unlink(missing_ok=True)
+
+
+def main(argv: Sequence[str]) -> int:
+    """`python -m kvmanager.keeper RUN_DIR LOG_FORMAT LOG_LEVEL [CHILD ARG…]`: a keeper with nothing else imported."""
+    run_dir, log_format, log_level, *child = argv
+    return run(RunDir(Path(run_dir)), child or None, log_format, log_level)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
