@@ -14,7 +14,7 @@ from torch import Tensor
 from compute.request import SamplingParams
 
 # Most nuclei of a trained model end within these; picking them costs a third of sorting 49,152 weights.
-SHORTLIST: Final = 512
+SHORTLIST: Final = 256
 
 
 def least_kept(weights: Tensor, params: Sequence[SamplingParams]) -> Tensor:

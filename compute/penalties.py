@@ -10,6 +10,7 @@ the step are read and written, in one gather and one scatter a stage for all row
 """
 
 from collections.abc import Iterable, Sequence
+from typing import Final
 
 import numpy as np
 import torch
@@ -19,6 +20,7 @@ from torch import Tensor
 from compute.plan import StepRow
 
 Ids = NDArray[np.int64]
+NONE: Final = (np.empty(0, np.int64), np.empty(0, np.int64))
 
 
 def touched(row: StepRow) -> bool:
@@ -43,11 +45,8 @@ def adjust(logits: Tensor, rows: Sequence[StepRow]) -> Tensor:
 
 def _repetition(scores: Tensor, rows: Sequence[StepRow]) -> None:
     penalties = [row.sampling.repetition_penalty for row in rows]
-    seen = [
-        np.unique(_tokens(row, 0)) if penalty != 1.0 else ()
-        for row, penalty in zip(rows, penalties, strict=True)
-    ]
-    where, (penalty,) = _flat(scores, seen, penalties)
+    found = [_count(row, 0) if row.sampling.repetition_penalty != 1.0 else NONE for row in rows]
+    where, (penalty,) = _flat(scores, [ids for ids, _ in found], penalties)
     values = scores[where]
     scores[where] = torch.where(values > 0, values / penalty, values * penalty)
 
@@ -56,13 +55,11 @@ def _counts(scores: Tensor, rows: Sequence[StepRow]) -> None:
     """Frequency and presence, as OpenAI defines them."""
     frequency = [row.sampling.frequency_penalty for row in rows]
     presence = [row.sampling.presence_penalty for row in rows]
-    found = [
-        np.unique(_tokens(row, row.prompt_len if either else len(row.history)), return_counts=True)
-        for row, either in zip(rows, map(any, zip(frequency, presence, strict=True)), strict=True)
-    ]
-    where, (per_count, once) = _flat(scores, [ids for ids, _ in found], frequency, presence)
+    wanted = [bool(each or once) for each, once in zip(frequency, presence, strict=True)]
+    found = [_count(row, row.prompt_len) if want else NONE for row, want in zip(rows, wanted, strict=True)]
+    where, (each, once) = _flat(scores, [ids for ids, _ in found], frequency, presence)
     counts = torch.from_numpy(np.concatenate([count for _, count in found])).to(scores)
-    scores[where] -= per_count * counts + once
+    scores[where] -= each * counts + once
 
 
 def _bias(scores: Tensor, rows: Sequence[StepRow]) -> None:
@@ -78,10 +75,13 @@ def _bans(scores: Tensor, rows: Sequence[StepRow]) -> None:
     scores[where] = -torch.inf
 
 
-def _tokens(row: StepRow, first: int) -> Ids:
-    """Token ids of positions first .. start + len(token_ids); free of copies if the history is an array."""
+def _count(row: StepRow, first: int) -> tuple[Ids, Ids]:
+    """The distinct token ids at positions first .. start + len(token_ids), and how often each stands there."""
     end = row.start + len(row.token_ids)
-    return np.asarray(row.history[first:end], np.int64)
+    ids = np.asarray(row.history[first:end], np.int64)
+    return np.unique(
+        ids, return_counts=True
+    )  # counts even for repetition: numpy then sorts, ten times its hashing
 
 
 def _flat(

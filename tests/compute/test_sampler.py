@@ -291,7 +291,7 @@ def test_a_draw_is_the_inverse_of_the_cumulative_probabilities_in_id_order(seed,
     logits = random_logits(case)
     row = replace(make_row([0]), start=position, sampling=params)
     number, below = uniform([seed], [position + 1])[0], 0.0
-    for expected, probability in enumerate(kept_probabilities(logits[0], params).tolist()):
+    for expected, probability in enumerate(kept_probabilities(logits[0], params).tolist()):  # noqa: B007
         below += probability
         if below > number:
             break
