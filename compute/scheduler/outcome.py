@@ -54,7 +54,7 @@ class Ended:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """`commit`, then `release`, go to the daemon; `events` go out when `commit` is acknowledged, at once without one."""
+    """`commit`, then `release`, go to the daemon; `events` wait for the commit's acknowledgement, if there is one."""
 
     commit: Commit | None = None
     release: Release | None = None

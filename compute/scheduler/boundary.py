@@ -1,0 +1,46 @@
+"""Collects what the next Outcome will say: entries of the one commit, rows to release, events, ends."""
+
+from compute.scheduler.outcome import Ended, Outcome, Rejection, TokenEvent
+from compute.scheduler.sequence import Sequence
+from kvmanager.messages import BlockRef, Commit, CommitEntry, FinishReason, Release, SequenceRef
+
+
+class Boundary:
+    def __init__(self) -> None:
+        self._start()
+
+    def _start(self) -> None:
+        self.entries: list[CommitEntry] = []
+        self.rows: list[SequenceRef] = []
+        self.blocks: list[BlockRef] = []
+        self.events: list[TokenEvent] = []
+        self.rejections: list[Rejection] = []
+        self.ended: list[Ended] = []
+
+    def change(
+        self, sequence: Sequence, *, preempted: bool = False, finish: FinishReason = FinishReason.NONE
+    ) -> None:
+        """An entry that computes nothing: the sequence gives its row back, or ends, or both."""
+        self.entries.append(
+            CommitEntry(
+                sequence=sequence.request.sequence,
+                epoch=sequence.epoch,
+                base_recorded=len(sequence.tokens),
+                base_kv=sequence.kv_len,
+                kv_len=0 if preempted else sequence.kv_len,
+                preempted=preempted,
+                finish=finish,
+            )
+        )
+
+    def take(self, step: int) -> Outcome:
+        """Everything collected, as of `step`; starts anew."""
+        outcome = Outcome(
+            commit=Commit(step=step, entries=self.entries) if self.entries else None,
+            release=Release(rows=self.rows, blocks=self.blocks) if self.rows or self.blocks else None,
+            events=self.events,
+            rejections=self.rejections,
+            ended=self.ended,
+        )
+        self._start()
+        return outcome

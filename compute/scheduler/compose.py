@@ -1,0 +1,110 @@
+"""Fills one step: every sequence in decode gets its token first, then prefill chunks share what is left of the budget.
+
+Who needs a block and gets none is left out of this step. Prefill does not take the last blocks that running decodes
+live on while the daemon is silent (`reserve`); without any decode there is nothing to keep them for.
+"""
+
+from collections.abc import Sequence as ListLike
+from dataclasses import dataclass, field
+
+from compute.plan import StepRow
+from compute.scheduler.floats import Float
+from compute.scheduler.limits import Limits
+from compute.scheduler.sequence import Sequence
+from kvmanager.messages import BlockRef
+
+
+@dataclass(slots=True)
+class Batch:
+    """One step being built: parallel lists, and what was missing."""
+
+    sequences: list[Sequence] = field(default_factory=list)
+    rows: list[StepRow] = field(default_factory=list)
+    taken: list[list[BlockRef]] = field(default_factory=list)
+    left_out: list[Sequence] = field(default_factory=list)  # got no block
+    short: int = 0  # blocks that were wanted and not there
+
+    def add(self, sequence: Sequence, taken: list[BlockRef], end: int) -> None:
+        self.sequences.append(sequence)
+        self.taken.append(taken)
+        self.rows.append(make_row(sequence, end))
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """The float as prefill sees it: all but `keep` blocks."""
+
+    blocks: Float
+    keep: int
+    block_size: int
+
+    def take(self, count: int) -> list[BlockRef]:
+        return self.blocks.take(min(count, max(0, len(self.blocks) - self.keep)))
+
+
+def compose(running: ListLike[Sequence], blocks: Float, reserve: int, limits: Limits) -> Batch:
+    """The rows of the next step from sequences in order (priority, arrival); takes blocks from the float."""
+    batch = Batch()
+    prefills = []
+    for sequence in running:
+        if sequence.remaining == 1:
+            add_decode(batch, sequence, blocks, limits.block_size)
+        else:
+            prefills.append(sequence)
+    budget = limits.max_num_batched_tokens - len(batch.rows)
+    offer = Offer(blocks, reserve if batch.rows else 0, limits.block_size)
+    for sequence in prefills:
+        if budget == 0:
+            break
+        budget -= add_chunk(batch, sequence, offer, budget)
+    return batch
+
+
+def add_decode(batch: Batch, sequence: Sequence, blocks: Float, block_size: int) -> None:
+    end = sequence.kv_len + 1
+    taken: list[BlockRef] = []
+    if end > len(sequence.block_ids) * block_size:
+        taken = blocks.take(1)
+        if not taken:
+            batch.left_out.append(sequence)
+            batch.short += 1
+            return
+        sequence.block_ids.append(taken[0].id)
+    batch.add(sequence, taken, end)
+
+
+def add_chunk(batch: Batch, sequence: Sequence, offer: Offer, budget: int) -> int:
+    """Adds up to `budget` tokens of a prefill, fewer where blocks are short; how many it added."""
+    start = sequence.kv_len
+    wanted = min(start + budget, len(sequence.tokens))
+    need = max(0, -(-wanted // offer.block_size) - len(sequence.block_ids))
+    taken = offer.take(need)
+    batch.short += need - len(taken)
+    end = min(wanted, (len(sequence.block_ids) + len(taken)) * offer.block_size)
+    if end <= start:
+        batch.left_out.append(sequence)
+        return 0
+    sequence.block_ids.extend(block.id for block in taken)
+    batch.add(sequence, taken, end)
+    return end - start
+
+
+def make_row(sequence: Sequence, end: int) -> StepRow:
+    """The row computes tokens[kv_len:end]. `blocks` and a full `history` are the scheduler's own lists, which it
+    changes only in `advance`: no copy of every token a step."""
+    tokens, start, request = sequence.tokens, sequence.kv_len, sequence.request
+    last = end == len(tokens)
+    return StepRow(
+        sequence=request.sequence,
+        epoch=sequence.epoch,
+        token_ids=tokens[start:end],
+        start=start,
+        blocks=sequence.block_ids,
+        sample=last,
+        history=tokens if last else tokens[:end],
+        prompt_len=sequence.prompt_len,
+        sampling=request.sampling,
+        banned=sequence.banned() if last else frozenset(),
+        logprobs=request.logprobs,
+        prompt_logprobs=request.prompt_logprobs if sequence.wants_prompt_logprobs else 0,
+    )

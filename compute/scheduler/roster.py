@@ -1,0 +1,130 @@
+"""Every live sequence, in exactly one of three places, and the one way out of them.
+
+    submit ──> WAITING ──OpenOrAdopt──> OPENING ──Opened──> RUNNING ──> finished
+                  ^                        │ Wait              │
+                  └────────────────────────┴───────────────────┘ Revoke: preempted, resumed with all its tokens
+
+Whoever leaves does so with exactly one terminal event or rejection, and with its record closed if the daemon has one.
+"""
+
+from bisect import insort
+from operator import attrgetter
+
+from compute.request import Request
+from compute.scheduler.boundary import Boundary
+from compute.scheduler.outcome import Outcome, Rejection
+from compute.scheduler.results import last_event
+from compute.scheduler.sequence import Phase, Sequence
+from compute.scheduler.waiting import Waiting
+from kvmanager.errors import KvError
+from kvmanager.messages import FinishReason, OpenOrAdopt, SequenceId
+
+_key = attrgetter("key")
+
+
+class Roster:
+    def __init__(self) -> None:
+        self.live: dict[SequenceId, Sequence] = {}
+        self.waiting = Waiting()
+        self.opening = 0
+        self.running: list[Sequence] = []  # in order (priority, arrival)
+        self.said = Boundary()
+        self._serial = 0
+
+    # -------------------------------------------------------------------------------------- places
+
+    def admit(self, request: Request, eos_ids: frozenset[int]) -> None:
+        self._serial += 1
+        sequence = Sequence(request, self._serial, eos_ids)
+        self.live[request.sequence] = sequence
+        self.waiting.add(sequence)
+
+    def open_next(self, now_ns: int) -> OpenOrAdopt | None:
+        """Asks for the row of the sequence whose turn it is."""
+        sequence = self.waiting.next(now_ns)
+        if sequence is None:
+            return None
+        self.waiting.remove(sequence)
+        sequence.phase = Phase.OPENING
+        self.opening += 1
+        return sequence.open_order()
+
+    def answered(self, sequence_id: SequenceId) -> Sequence | None:
+        """The sequence that an answer to OpenOrAdopt is about, in no place now; None if nobody waits for it."""
+        sequence = self.live.get(sequence_id)
+        if sequence is None or sequence.phase is not Phase.OPENING:
+            return None
+        sequence.phase = Phase.WAITING
+        self.opening -= 1
+        return sequence
+
+    def run(self, sequence: Sequence) -> None:
+        """It has a row."""
+        sequence.phase = Phase.RUNNING
+        self.waiting.settled(sequence)
+        insort(self.running, sequence, key=_key)
+
+    def preempt(self, sequence: Sequence, now_ns: int) -> None:
+        """Gives its row back and waits in its old place."""
+        self.running.remove(sequence)
+        self.said.change(sequence, preempted=True)
+        self.said.rows.append(sequence.ref)
+        sequence.preempted(now_ns)
+        self.waiting.add(sequence)
+
+    # ---------------------------------------------------------------------------------------- ends
+
+    def finished(self, sequence: Sequence, finish: FinishReason) -> None:
+        """Its last token is in this boundary's commit and event already."""
+        self.said.rows.append(sequence.ref)
+        self._leave(sequence, finish.name.lower())
+
+    def end(self, sequence: Sequence, finish: FinishReason, error: str = "") -> None:
+        """Closes a sequence without a token: cancelled, or its row failed."""
+        self._close_record(sequence, finish)
+        self.said.events.append(last_event(sequence, finish))
+        self._leave(sequence, finish.name.lower(), error)
+
+    def fail(self, sequence: Sequence, error: KvError, code: int | None = None) -> None:
+        """Closes a sequence that will not be generated any more. `code`: instead of the error's own."""
+        self._close_record(sequence, FinishReason.ERROR)
+        self._leave(sequence, "rejected", error.message)
+        self.reject(sequence.request, error, code)
+
+    def reject(self, request: Request, error: KvError, code: int | None = None) -> None:
+        self.said.rejections.append(
+            Rejection(
+                sequence=request.sequence,
+                client=request.client,
+                code=error.code if code is None else code,
+                message=error.message,
+                details=error.details,
+            )
+        )
+
+    def _close_record(self, sequence: Sequence, finish: FinishReason) -> None:
+        if sequence.recorded:
+            self.said.change(sequence, finish=finish)
+        if sequence.phase is Phase.RUNNING:
+            self.said.rows.append(sequence.ref)
+
+    def _leave(self, sequence: Sequence, reason: str, error: str = "") -> None:
+        if sequence.phase is Phase.RUNNING:
+            self.running.remove(sequence)
+        else:
+            self.waiting.remove(sequence)
+        self.waiting.settled(sequence)
+        del self.live[sequence.request.sequence]
+        self.said.ended.append(sequence.ended(reason, error))
+
+    # ------------------------------------------------------------------------------------ boundary
+
+    def take(self, step: int) -> Outcome:
+        """What this boundary says. Preempted sequences may be opened again, or ended, from now on."""
+        outcome = self.said.take(step)
+        if outcome.commit is not None:
+            for sequence in [one for one in self.waiting if one.settling]:
+                sequence.settling = False
+                if sequence.canceled is not None:
+                    self.end(sequence, sequence.canceled)
+        return outcome

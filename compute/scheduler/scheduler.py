@@ -1,0 +1,282 @@
+"""The scheduler: inputs between steps, one plan a step, and what to say when it is done.
+
+Nothing here blocks or reads a clock. Its parts: `roster` (who is where), `waiting` (whose turn), `compose` (what a step
+holds), `floats` (blocks in hand), `results` and `boundary` (what is said). See the package for the order of calls.
+"""
+
+from collections.abc import Sequence as ListLike
+
+from compute.plan import RowResult, StepPlan, StepResult, StepRow
+from compute.request import Request
+from compute.scheduler.compose import Batch, compose
+from compute.scheduler.floats import Float
+from compute.scheduler.limits import Limits
+from compute.scheduler.outcome import Outcome
+from compute.scheduler.progress import Progress, Waits
+from compute.scheduler.results import commit_entry, token_event
+from compute.scheduler.roster import Roster
+from compute.scheduler.sequence import Phase, Sequence
+from kvmanager.errors import KvError, ResourceExhausted, Unavailable
+from kvmanager.messages import (
+    BlockRef,
+    Commit,
+    CommitEntry,
+    FinishReason,
+    Granted,
+    Numbered,
+    Opened,
+    OpenKind,
+    Refusal,
+    Refused,
+    Release,
+    SequenceId,
+    Wait,
+)
+
+
+class Scheduler:
+    """One worker's. `progress` may be read by others at any time."""
+
+    def __init__(self, limits: Limits) -> None:
+        self.progress = Progress()
+        self._limits = limits
+        self._roster = Roster()
+        self._float = Float(limits.num_blocks, limits.block_size)
+        self._idle_chunk = min(limits.blocks_for(limits.max_num_batched_tokens), self._float.cap)
+        self._waits = Waits()
+        self._batch = Batch()
+        self._started_ns = 0
+        self._draining = False
+
+    @property
+    def idle(self) -> bool:
+        """No live sequence."""
+        return not self._roster.live
+
+    # ------------------------------------------------------------------------------- from the gateways
+
+    def submit(self, request: Request) -> None:
+        """A new sequence. One that is live already is the same message again and changes nothing."""
+        roster = self._roster
+        if request.sequence in roster.live:
+            return
+        if self._draining:
+            roster.reject(request, Unavailable("this worker is draining"))
+        elif len(roster.waiting) >= self._limits.max_waiting:
+            roster.reject(request, ResourceExhausted(f"{len(roster.waiting)} requests are waiting already"))
+        else:
+            roster.admit(request, self._limits.eos_ids)
+
+    def cancel(self, sequence_id: SequenceId, reason: FinishReason) -> None:
+        """Ends a sequence at this boundary; an unknown one has ended already."""
+        sequence = self._roster.live.get(sequence_id)
+        if sequence is None:
+            return
+        if sequence.phase is Phase.OPENING or sequence.settling:
+            sequence.canceled = reason
+        else:
+            self._roster.end(sequence, reason)
+
+    def drain(self) -> None:
+        """Admits nothing any more: what never had a row is rejected, the rest goes on to its end."""
+        self._draining = True
+        for sequence in [one for one in self._roster.waiting if not one.recorded]:
+            self._roster.fail(sequence, Unavailable("this worker is draining"))
+
+    # --------------------------------------------------------------------------------- from the daemon
+
+    def opened(self, opened: Opened) -> None:
+        """The row of a sequence that was OPENING; KvError if it is not the one that we asked for."""
+        sequence = self._roster.answered(opened.sequence)
+        if sequence is None:
+            return
+        length = len(sequence.tokens)
+        if opened.kind is OpenKind.ADOPTED or opened.recorded_len != length or opened.kv_len >= length:
+            raise KvError(f"a row for {opened.recorded_len} tokens was opened, asked for {length}")
+        sequence.opened(opened.epoch, opened.kv_len, opened.cached_len, [block.id for block in opened.blocks])
+        self._roster.run(sequence)
+        if sequence.canceled is not None:
+            self._roster.end(sequence, sequence.canceled)
+
+    def wait(self, wait: Wait, now_ns: int) -> None:
+        """No room yet: back in line."""
+        sequence = self._roster.answered(wait.sequence)
+        if sequence is None:
+            return
+        self._roster.waiting.waited(sequence, now_ns)
+        if sequence.canceled is not None:
+            self._roster.end(sequence, sequence.canceled)
+        elif self._draining and not sequence.recorded:
+            self._roster.fail(sequence, Unavailable("this worker is draining"))
+
+    def refused(self, refused: Refused) -> None:
+        """It can never be opened."""
+        sequence = self._roster.answered(refused.sequence)
+        if sequence is None:
+            return
+        self._roster.waiting.add(sequence)
+        if sequence.canceled is not None:
+            self._roster.end(sequence, sequence.canceled)
+        else:
+            self._roster.fail(sequence, KvError(refused.message, **refused.details), refused.code)
+
+    def granted(self, granted: Granted, now_ns: int) -> None:
+        """Blocks that answer our Grant."""
+        self._float.granted(granted.blocks, now_ns)
+
+    def revoke(self, sequence_id: SequenceId, epoch: int, now_ns: int) -> None:
+        """Gives a row back at this boundary; the sequence is resumed with all its tokens."""
+        sequence = self._roster.live.get(sequence_id)
+        if sequence is not None and sequence.phase is Phase.RUNNING and sequence.epoch == epoch:
+            self._roster.preempt(sequence, now_ns)
+            self.progress.preemptions += 1
+
+    def acked(
+        self, message: Numbered, refusals: ListLike[Refusal] = (), granted: ListLike[BlockRef] = ()
+    ) -> None:
+        """The daemon applied one of our messages, but for the refused entries of a commit."""
+        self._float.topped_up(granted)
+        if isinstance(message, Release):
+            self._roster.waiting.retry()
+            self._float.retry()
+        if isinstance(message, Commit) and refusals:
+            entries = {entry.sequence: entry for entry in message.entries}
+            for refusal in refusals:
+                if refusal.sequence in entries:
+                    self._entry_refused(entries[refusal.sequence], refusal)
+
+    def _entry_refused(self, entry: CommitEntry, refusal: Refusal) -> None:
+        """The record stands where the first refused entry began, and that entry's blocks are still float."""
+        self._roster.said.blocks.extend(entry.blocks)
+        sequence = self._roster.live.get(entry.sequence)
+        if sequence is None or sequence.epoch != entry.epoch:
+            return
+        if sequence.phase is Phase.OPENING:  # preempted since: the answer to its Open comes first
+            sequence.canceled = FinishReason.ERROR
+            return
+        del sequence.tokens[entry.base_recorded :]
+        sequence.kv_len = entry.base_kv
+        error = KvError(f"the daemon refused a commit: {refusal.message}")
+        self._roster.fail(sequence, error, refusal.code)
+
+    # ------------------------------------------------------------------------------------------- steps
+
+    def plan(self, now_ns: int) -> StepPlan | None:
+        """The next step; None if nothing can run now."""
+        self._batch = compose(self._roster.running, self._float, self._reserve(), self._limits)
+        if not self._batch.rows:
+            if self._roster.running:
+                self._waits.begin(now_ns)
+            else:
+                self._waits.forget()
+            return None
+        self._launch(now_ns)
+        return StepPlan(self.progress.step, self._batch.rows)
+
+    def held_back(self, now_ns: int) -> None:
+        """No step may be launched because too much is unacknowledged; the next one counts as waited."""
+        if self._roster.running:
+            self._waits.begin(now_ns)
+
+    def orders(self, now_ns: int) -> list[Numbered]:
+        """What to send before the step runs: for blocks first, then for rows of those whose turn it is."""
+        starving = self._starving()
+        grant = self._float.order(self._target(), self._batch.short, now_ns, starving=starving)
+        orders: list[Numbered] = [] if grant is None else [grant]
+        roster = self._roster
+        # A row opened now would take the blocks that a starving step is waiting for.
+        while not starving and roster.opening + len(roster.running) < self._limits.max_running:
+            order = roster.open_next(now_ns)
+            if order is None:
+                break
+            orders.append(order)
+        return orders
+
+    def advance(self, plan: StepPlan, result: StepResult, now_ns: int) -> Outcome:
+        """The step is done: what to commit, and what may be shown after that."""
+        batch, self._batch = self._batch, Batch()
+        assert plan.rows is batch.rows, "results of another plan"
+        for sequence, row, taken, got in zip(
+            batch.sequences, batch.rows, batch.taken, result.rows, strict=True
+        ):
+            if got.error is None:
+                self._apply(sequence, row, taken, got, now_ns)
+            else:
+                self._float.put_back(taken)
+                self._roster.end(sequence, FinishReason.ERROR, got.error)
+        sampled = sum(row.sample for row in batch.rows)
+        self.progress.measure(plan.num_tokens, sampled, now_ns - self._started_ns)
+        return self._outcome()
+
+    def settle(self) -> Outcome:
+        """A boundary without a step: what was decided since the last one. Idle, it gives surplus float back."""
+        if self.idle:
+            self._roster.said.blocks.extend(self._float.surplus(self._idle_chunk))
+        if self._roster.said.entries:
+            self.progress.step += 1
+        return self._outcome()
+
+    def next_tick_ns(self) -> int | None:
+        """When to come back although nothing arrived: a Wait or a short Grant is tried again."""
+        blocks = self._float.next_retry_ns() if self._roster.running else None
+        times = [time for time in (self._roster.waiting.next_retry_ns(), blocks) if time is not None]
+        return min(times, default=None)
+
+    # ----------------------------------------------------------------------------------------- details
+
+    def _launch(self, now_ns: int) -> None:
+        self._started_ns = now_ns
+        waited = self._waits.launch(now_ns)
+        self.progress.launched(waited, self._waits)
+        for sequence in self._batch.sequences:
+            sequence.stepping(now_ns)
+
+    def _apply(
+        self, sequence: Sequence, row: StepRow, taken: list[BlockRef], got: RowResult, now_ns: int
+    ) -> None:
+        """Records what one row gave."""
+        base_recorded = len(sequence.tokens)
+        sequence.kv_len = row.start + len(row.token_ids)
+        sequence.prompt_logprobs.extend(got.prompt_logprobs)
+        finish = FinishReason.NONE
+        if row.sample:
+            assert got.token_id is not None, "a sampled row without a token"
+            if sequence.num_output == 0:
+                self.progress.prompt_tokens += sequence.prompt_len
+            sequence.append(got.token_id, now_ns)
+            finish = sequence.finish_by(got.token_id, self._limits.eos_ids, self._limits.max_model_len)
+            self._roster.said.events.append(token_event(sequence, got, finish))
+            sequence.prompt_logprobs = []  # they left with the first token
+        self._roster.said.entries.append(commit_entry(row, base_recorded, taken, got, finish))
+        if finish:
+            self._roster.finished(sequence, finish)
+
+    def _outcome(self) -> Outcome:
+        outcome = self._roster.take(self.progress.step)
+        progress, roster = self.progress, self._roster
+        progress.running = len(roster.running)
+        progress.waiting = len(roster.live) - progress.running
+        progress.float_blocks = len(self._float)
+        return outcome
+
+    def _decoding(self) -> int:
+        return sum(sequence.remaining == 1 for sequence in self._roster.running)
+
+    def _reserve(self) -> int:
+        """Blocks that prefill leaves to decodes."""
+        return self._float.target(self.progress.tokens_per_second, self._decoding(), 0)
+
+    def _target(self) -> int:
+        pending = sum(sequence.remaining for sequence in self._roster.running if sequence.remaining > 1)
+        chunk = self._limits.blocks_for(min(pending, self._limits.max_num_batched_tokens))
+        return self._float.target(
+            self.progress.tokens_per_second, self._decoding(), max(chunk, self._idle_chunk)
+        )
+
+    def _starving(self) -> bool:
+        """Nothing can run for want of blocks, or somebody runs whom a sequence without a block outranks."""
+        left_out, rows = self._batch.left_out, self._batch.sequences
+        if not left_out:
+            return False
+        best = max(sequence.request.priority for sequence in left_out)
+        return not rows or any(sequence.request.priority < best for sequence in rows)

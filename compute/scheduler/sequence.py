@@ -1,0 +1,170 @@
+"""One sequence as the scheduler holds it: its tokens, its row and where it stands. Owns no decision.
+
+position  0 ........ kv_len .......... len(tokens)
+          [ KV valid ][  remaining    ]
+remaining == 1: the next step decodes it; more: a prefill chunk (prompt, or everything again after a preemption)
+"""
+
+from collections.abc import Sequence as ListLike
+from enum import Enum
+
+from compute.plan import Logprob
+from compute.request import Request
+from compute.scheduler.outcome import Ended
+from kvmanager.messages import FinishReason, OpenOrAdopt, SequenceRef
+
+OrderKey = tuple[int, int, int]
+
+
+class Phase(Enum):
+    WAITING = "waiting"  # no row
+    OPENING = "opening"  # OpenOrAdopt is on its way
+    RUNNING = "running"  # has a row
+
+
+class Sequence:
+    """Mutable state of one request. `tokens` is prompt and output; only the scheduler changes it."""
+
+    __slots__ = (
+        "block_ids",
+        "cached_len",
+        "canceled",
+        "epoch",
+        "first_step_ns",
+        "first_token_ns",
+        "forbidden",
+        "key",
+        "kv_len",
+        "last_token_ns",
+        "phase",
+        "preemptions",
+        "prompt_len",
+        "prompt_logprobs",
+        "recorded",
+        "request",
+        "settling",
+        "stalled_ns",
+        "stalled_since_ns",
+        "tokens",
+    )
+
+    def __init__(self, request: Request, serial: int, eos_ids: frozenset[int]) -> None:
+        self.request = request
+        self.key: OrderKey = (-request.priority, request.arrival_ns, serial)
+        self.tokens: list[int] = list(request.prompt)
+        self.prompt_len = len(self.tokens)
+        self.forbidden = eos_ids | request.stop.stop_token_ids  # before min_tokens
+        self.phase = Phase.WAITING
+        self.recorded = False  # the daemon has a record of it
+        self.settling = False  # its `preempted` entry has not been sent yet
+        self.canceled: FinishReason | None = None  # while OPENING: how to end it once it is open
+        self.epoch = 0
+        self.kv_len = 0
+        self.block_ids: list[int] = []
+        self.cached_len = 0
+        self.prompt_logprobs: list[Logprob] = []
+        self.preemptions = 0
+        self.first_step_ns: int | None = None
+        self.first_token_ns: int | None = None
+        self.last_token_ns = 0
+        self.stalled_ns = 0
+        self.stalled_since_ns: int | None = None
+
+    @property
+    def remaining(self) -> int:
+        return len(self.tokens) - self.kv_len
+
+    @property
+    def num_output(self) -> int:
+        return len(self.tokens) - self.prompt_len
+
+    @property
+    def ref(self) -> SequenceRef:
+        return SequenceRef(self.request.sequence, self.epoch)
+
+    @property
+    def wants_prompt_logprobs(self) -> bool:
+        """Those of the prompt come with the first token; a recomputation after it does not ask again."""
+        return self.request.prompt_logprobs > 0 and self.num_output == 0
+
+    def banned(self) -> frozenset[int]:
+        return self.forbidden if self.num_output < self.request.stop.min_tokens else frozenset()
+
+    def open_order(self) -> OpenOrAdopt:
+        """The first time with the prompt, after a preemption with every recorded token."""
+        request = self.request
+        return OpenOrAdopt(
+            sequence=request.sequence,
+            group=request.group,
+            index=request.index,
+            request=request.record,
+            token_ids=tuple(self.tokens),
+            max_tokens=request.stop.max_tokens,
+            priority=request.priority,
+            arrival_ns=request.arrival_ns,
+            tenant=request.tenant,
+            bypass_prefix=self.wants_prompt_logprobs,
+            request_id=request.request_id,
+        )
+
+    def opened(self, epoch: int, kv_len: int, cached_len: int, block_ids: ListLike[int]) -> None:
+        assert kv_len < len(self.tokens), "a hit never covers the last token"
+        if not self.recorded:
+            self.cached_len = cached_len
+        self.recorded = True
+        self.epoch = epoch
+        self.kv_len = kv_len
+        self.block_ids = list(block_ids)
+
+    def preempted(self, now_ns: int) -> None:
+        self.phase = Phase.WAITING
+        self.settling = True
+        self.kv_len = 0
+        self.block_ids = []
+        self.prompt_logprobs = []
+        self.preemptions += 1
+        if self.first_step_ns is not None:
+            self.stalled_since_ns = now_ns
+
+    def stepping(self, now_ns: int) -> None:
+        """A step with this sequence starts."""
+        if self.first_step_ns is None:
+            self.first_step_ns = now_ns
+        if self.stalled_since_ns is not None:
+            self.stalled_ns += now_ns - self.stalled_since_ns
+            self.stalled_since_ns = None
+
+    def append(self, token_id: int, now_ns: int) -> None:
+        self.tokens.append(token_id)
+        self.last_token_ns = now_ns
+        if self.first_token_ns is None:
+            self.first_token_ns = now_ns
+
+    def finish_by(self, token_id: int, eos_ids: frozenset[int], max_model_len: int) -> FinishReason:
+        """Why the sequence ends with this token, its last; NONE if it goes on. An explicit stop id beats EOS."""
+        stop = self.request.stop
+        if token_id in stop.stop_token_ids:
+            return FinishReason.STOP
+        if token_id in eos_ids and not stop.ignore_eos:
+            return FinishReason.EOS
+        if self.num_output >= stop.max_tokens or len(self.tokens) >= max_model_len:
+            return FinishReason.LENGTH
+        return FinishReason.NONE
+
+    @property
+    def queue_seconds(self) -> float:
+        return 0.0 if self.first_step_ns is None else (self.first_step_ns - self.request.arrival_ns) / 1e9
+
+    def ended(self, reason: str, error: str = "") -> Ended:
+        first = self.first_token_ns
+        return Ended(
+            request=self.request,
+            reason=reason,
+            output_tokens=self.num_output,
+            cached_tokens=self.cached_len,
+            preemptions=self.preemptions,
+            queue_s=None if self.first_step_ns is None else self.queue_seconds,
+            ttft_s=None if first is None else (first - self.request.arrival_ns) / 1e9,
+            decode_s=None if first is None else (self.last_token_ns - first) / 1e9,
+            error=error,
+        )

@@ -1,0 +1,60 @@
+"""Sequences that have no row yet, in the order (priority, arrival), and whose turn it is to be opened.
+
+A sequence that the daemon answered with Wait holds the line: nobody behind it is opened until it was, so a stream of
+small requests cannot starve a large one. Those that outrank it may pass. Opens already on their way may still succeed.
+"""
+
+from bisect import insort
+from collections.abc import Iterator
+from operator import attrgetter
+
+from compute.scheduler.sequence import Sequence
+
+RETRY_NS = 100_000_000
+_key = attrgetter("key")
+
+
+class Waiting:
+    def __init__(self) -> None:
+        self._order: list[Sequence] = []
+        self._held: Sequence | None = None  # got Wait; perhaps being opened again right now
+        self._retry_at_ns = 0
+
+    def __len__(self) -> int:
+        return len(self._order)
+
+    def __iter__(self) -> Iterator[Sequence]:
+        return iter(self._order)
+
+    def add(self, sequence: Sequence) -> None:
+        insort(self._order, sequence, key=_key)
+
+    def remove(self, sequence: Sequence) -> None:
+        """It ended or is being opened. Only `settled` lets go of a held line."""
+        self._order.remove(sequence)
+
+    def waited(self, sequence: Sequence, now_ns: int) -> None:
+        """The daemon answered Wait: back in line, and the first such holds it."""
+        self.add(sequence)
+        if self._held is None or sequence.key <= self._held.key:
+            self._held = sequence
+            self._retry_at_ns = now_ns + RETRY_NS
+
+    def settled(self, sequence: Sequence) -> None:
+        """It was opened, refused or ended: it holds nobody any more."""
+        if self._held is sequence:
+            self._held = None
+
+    def retry(self) -> None:
+        """Blocks came free: the held one may be tried now."""
+        self._retry_at_ns = 0
+
+    def next_retry_ns(self) -> int | None:
+        return None if self._held is None else self._retry_at_ns
+
+    def next(self, now_ns: int) -> Sequence | None:
+        """Who may be opened now, if anyone."""
+        first = next((sequence for sequence in self._order if not sequence.settling), None)
+        if first is None or self._held is None or first.key < self._held.key:
+            return first
+        return first if first is self._held and now_ns >= self._retry_at_ns else None
