@@ -105,9 +105,10 @@ def tell(plot: Plot, tale: Tale, first: bool = True, last: bool = True) -> str:
     """Tell one plot: an opening or a link, the plot's paragraphs and the lesson."""
     tale.local = {**plot.rules, **tale.rng.choice(plot.variants), "lesson": LESSONS[plot.theme]}
     parts = [paragraph("<opening>" if first else "<link>", tale)]
-    for piece in plot.paragraphs:
+    for index, piece in enumerate(plot.paragraphs, 1):
         # A remark on the side now and then, so that not even equal plots run alike.
-        aside = " <aside>" if tale.rng.random() < 0.1 else ""
+        inside = index < len(plot.paragraphs)
+        aside = " <aside>" if inside and tale.rng.random() < 0.08 else ""
         parts.append(paragraph(piece + aside, tale))
     if not last:
         parts.append(paragraph("<chapter_end>", tale))

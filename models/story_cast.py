@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
+from functools import cache
 
 import story_words as words
 from story_types import Plot
@@ -76,13 +78,31 @@ _CATEGORIES = {
 }
 
 
-def make_thing(rng: random.Random, category: str) -> Thing:
+@cache
+def _favorites(pool: tuple[str, ...], key: str, count: int) -> list[str]:
+    return random.Random(f"{key} {len(pool)}").sample(pool, min(count, len(pool)))
+
+
+def prefer(rng: random.Random, pool: Sequence[str], key: str, count: int = 3) -> str:
+    """Choose a word, at times one of the few that go with ``key``.
+
+    With evenly drawn words a model that takes the likeliest token would give every character the
+    same name; leanings such as "foxes are often called Wren" keep them apart.
+    """
+    if rng.random() < 0.45:
+        # The smaller of two draws: the first favorites come up the most.
+        liked = _favorites(tuple(pool), key, count)
+        return liked[min(rng.randrange(len(liked)), rng.randrange(len(liked)))]
+    return rng.choice(pool)
+
+
+def make_thing(rng: random.Random, category: str, key: str) -> Thing:
     """Choose a thing of a category; "any" is one of the light or the solid ones."""
     if category == "any":
         category = rng.choice(("light", "solid", "solid"))
     nouns, adjectives = _CATEGORIES[category]
-    noun = rng.choice(nouns)
-    return Thing(noun, rng.choice([adj for adj in adjectives if adj not in noun] or [""]))
+    noun = prefer(rng, nouns, key)
+    return Thing(noun, prefer(rng, [adj for adj in adjectives if adj not in noun] or [""], noun))
 
 
 def _gender(rng: random.Random, kind: words.Kind) -> bool:
@@ -106,21 +126,26 @@ class Tale:
         self.season = season
         self.local: dict[str, str] = {}
         self.slots: dict[str, object] = {}
-        town = rng.choice(words.TOWN_HEADS) + rng.choice(words.TOWN_TAILS)
-        self.slots |= {"town": town, "land": rng.choice(words.LANDS), "season": season}
+        self.slots |= {"land": rng.choice(words.LANDS), "season": season}
         self.names: set[str] = set()
         self.kinds: set[str] = set()
 
-    def being(self, skill: str = "any", hero: bool = False, young: bool = False) -> Being:
-        """Create a character whose name and kind are not used yet."""
+    def being(self, key: str, skill: str = "any", hero: bool = False) -> Being:
+        """Create a character whose name and kind are not used yet; ``key`` sways the kind."""
         pool = words.ANIMALS + (words.CHILDREN * 8 if hero else words.PEOPLE)
-        if hero and not young and self.rng.random() < 0.25:
+        if hero and self.rng.random() < 0.25:
             pool = words.PEOPLE
-        fits = [kind for kind in pool if _suits(kind, skill) and kind.noun not in self.kinds]
-        kind = self.rng.choice(fits)
+        fits = {kind.noun: kind for kind in pool if _suits(kind, skill)}
+        nouns = [kind.noun for kind in pool if kind.noun in fits]
+        noun = prefer(self.rng, nouns, key, 10 if hero else 3)
+        while noun in self.kinds:
+            noun = self.rng.choice(nouns)
+        kind = fits[noun]
         female = _gender(self.rng, kind)
         names = words.SHE_NAMES if female else words.HE_NAMES
-        name = self.rng.choice([name for name in names if name not in self.names])
+        name = prefer(self.rng, names, kind.noun)
+        while name in self.names:
+            name = self.rng.choice(names)
         self.names.add(name)
         self.kinds.add(kind.noun)
         return Being(kind, female, name, self._adjective(kind, hero))
@@ -128,26 +153,29 @@ class Tale:
     def _adjective(self, kind: words.Kind, hero: bool) -> str:
         grown = kind in words.PEOPLE[2:]
         choices = words.HELPER_ADJ if not hero else words.ADULT_ADJ if grown else words.HERO_ADJ
-        adj = self.rng.choice(choices)
+        adj = prefer(self.rng, choices, kind.noun)
         clash = ("young", "sleepy") if kind.noun.startswith("old") else ()
         return "kind" if adj in clash or (kind.noun == "giant" and "little" in adj) else adj
 
     def renew(self, plot: Plot) -> None:
         """Draw the thing, the place and the others for a plot; the hero stays if there is one."""
         slots, rng = self.slots, self.rng
-        if "a" not in slots:
-            slots["a"] = self.being(hero=True, young=plot.young)
+        hero = slots.get("a")
+        if not isinstance(hero, Being):
+            hero = slots["a"] = self.being(plot.titles[0], hero=True)
+            head = prefer(rng, words.TOWN_HEADS, hero.kind)
+            slots["town"] = head + prefer(rng, words.TOWN_TAILS, head)
         friend = slots.get("b")
         # A friend of an earlier chapter may come again where the skill suits.
         keep = isinstance(friend, Being) and plot.helper in ("any", friend.skill)
         if not keep or rng.random() < 0.4:
-            slots["b"] = self.being(plot.helper)
-        slots["c"] = self.being(plot.third)
-        slots["t"] = make_thing(rng, plot.things)
+            friend = slots["b"] = self.being(hero.kind, plot.helper)
+        slots["c"] = self.being(getattr(friend, "kind", ""), plot.third)
+        slots["t"] = make_thing(rng, plot.things, hero.kind)
         place = rng.choice(words.PLACES)
         slots["q"] = _Where(place)
         slots |= {f"sense{i + 1}": text for i, text in enumerate(place.senses)}
-        slots["food"] = make_thing(rng, "food").a
+        slots["food"] = make_thing(rng, "food", "").a
         slots["day"] = rng.choice(words.SEASONS[self.season].split("|"))
 
     def fill(self, text: str) -> str:

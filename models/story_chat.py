@@ -67,13 +67,14 @@ def _subject(rng: random.Random, theme: str, tale: Tale) -> str:
     kind, thing = _article(a.kind), t.a  # type: ignore[attr-defined]
     plain = _article(str(t))
     options = (
+        _article(f"{a.adj} {a.kind}"),  # type: ignore[attr-defined]
         f"{kind} and {plain}", f"{kind} and {thing}", f"{kind}", f"{kind} named {a}",
         f"{a} the {a.kind}", f"{plain}", f"{kind} and {_article(b.kind)}", theme,  # type: ignore[attr-defined]
         f"{kind} who learns about {theme}", f"{a} and {b}", f"{kind} named {a} and {plain}",
         f"{kind}, {_article(b.kind)} and {plain}", f"{kind} in {tale.slots['town']}",  # type: ignore[attr-defined]
         f"{a}, {b} and {c}",
     )  # fmt: skip
-    return rng.choice(options[:3] * 2 + options)
+    return rng.choice(options[:4] * 2 + options)
 
 
 def request(rng: random.Random, theme: str, tale: Tale) -> str:

@@ -183,7 +183,7 @@ TRICK = Plot(
         ' for {t.a}]." {c} came running at once. "[Here is one|Look, I have one]!" {c} cried, and'
         " {c.he} gave {t.the} to {b}.",
         "When {c} opened the [box|sack], it was full of [stones|dry leaves|old socks]. {c} stared."
-        ' "You tricked me!" said {c}. "[How does it feel|Now you know how {a} felt]," said {b}'
+        ' "You tricked me!" said {c}. "[How does it feel?"|Now you know how {a} felt,"] said {b}'
         ' calmly. {c} [looked at the ground|turned red]. "Not good," {c.he} said in a small voice.'
         ' "I am sorry."',
         "{a} got {t.the} back, and because {c} was truly sorry, {a} forgave {c.him}. [They even"

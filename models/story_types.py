@@ -19,5 +19,3 @@ class Plot(NamedTuple):
     helper: str = "any"
     third: str = "any"
     seasons: str = "spring summer autumn winter"
-    # Children and animals only, for plots that would sound odd with a grown-up hero.
-    young: bool = False

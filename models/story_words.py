@@ -80,6 +80,22 @@ donkey|hoof|a little stable with a blue door|strong
 ox|hoof|a barn on the hill farm|strong
 moose|hoof|a clearing among the birches|strong
 pony|hoof|a paddock beside the lane|strong
+cow|hoof|a red barn with a crooked roof|strong|she
+lion|paw|a cave in the red rocks|strong
+tiger|paw|a thicket beside the river|strong
+elephant|foot|a clearing under the great trees|strong
+panda|paw|a quiet place among the bamboo|strong
+camel|hoof|a tent on the edge of the desert|strong
+penguin|flipper|a nest of stones on the shore|swim
+dolphin|flipper|a calm blue bay|swim
+parrot|wing|a nest in a palm tree|fly
+eagle|wing|a nest on a high rock|fly
+bat|wing|a dark corner of the church tower|fly
+raccoon|paw|a hollow tree behind the school|climb
+koala|paw|a fork in a tall tree|climb
+sheep|hoof|a fold on the green hill|none
+hen|wing|a henhouse behind the farm|none|she
+kangaroo|paw|a shady spot under a gum tree|none
 """
 
 _PEOPLE = """
@@ -112,6 +128,12 @@ king|hand|a castle with seven gardens|none|he
 old woman|hand|a cottage with a crooked chimney|none|she
 old man|hand|a cottage with a crooked gate|none|he
 robot|hand|a shed full of tools and springs|none|any
+knight|hand|a room above the castle gate|strong|any
+pirate|hand|a little ship with patched sails|swim|any
+wizard|hand|a tower full of old books|none|he
+witch|hand|a hut at the end of the lane|none|she
+doctor|hand|a white house beside the square|none|any
+cook|hand|a room behind the inn kitchen|none|any
 """
 
 
@@ -137,20 +159,22 @@ HELPER_ADJ = _bars(
 
 LIGHT_THINGS = _bars(
     "kite|scarf|hat|ribbon|letter|map|feather|balloon|paper crown|handkerchief|cap|flag|"
-    "paper bird|pinwheel|silk sash|drawing|song sheet|lace shawl|paper boat"
+    "paper bird|pinwheel|silk sash|drawing|song sheet|lace shawl|paper boat|cloak|glove|note|picture"
 )
 SOLID_THINGS = _bars(
     "key|bell|compass|button|spoon|ring|coin|whistle|mirror|music box|pocket watch|teapot|marble|"
     "seashell|necklace|drum|flute|ball|basket|book|cup|spyglass|toy horse|doll|spinning top|"
     "paintbrush|fiddle|jug|bracelet|clock|umbrella|bucket|box|locket|thimble|crown|brooch|medal|"
-    "pot|telescope|puppet|lantern|toy boat|toy train|horn|bowl|sled|trumpet|pebble|vase"
+    "pot|telescope|puppet|lantern|toy boat|toy train|horn|bowl|sled|trumpet|pebble|"
+    "vase|sword|boot|hammer|bottle|shield|wand|chest|pencil|toy|shoe|star"
 )
 COLORS = _bars("red|blue|green|yellow|purple|orange|white|little|old|pretty|bright|small|striped")
 METALS = _bars("silver|golden|brass|copper|shiny|painted|polished|tiny|carved|round")
 FOODS = _bars(
     "loaf of bread|apple pie|honey cake|basket of berries|pot of soup|wheel of cheese|plum tart|"
     "bag of nuts|cherry pie|gingerbread house|bowl of porridge|basket of pears|pumpkin pie|"
-    "jar of honey|carrot cake|box of biscuits|basket of apples|nut cake|berry tart|lemon cake"
+    "jar of honey|carrot cake|box of biscuits|basket of apples|nut cake|berry tart|lemon cake|cake|pie|"
+    "sandwich|pumpkin|cookie|pancake|apple|bun"
 )
 BOATS = _bars("boat|rowing boat|sailing boat|raft|canoe|fishing boat|houseboat")
 PLANTS = _bars(
