@@ -27,7 +27,7 @@ def pack(values: Iterable[int]) -> bytes:
     return words.tobytes()
 
 
-def unpack(data: bytes, field: str, most: int, record: int = 1) -> array[int]:
+def unpack(data: bytes, field: str, most: int, record: int = 1) -> "array[int]":
     """The u32 values of `data`; Invalid unless they are whole records of `record` words, at most `most` of them."""
     size = 4 * record
     if len(data) % size or len(data) > most * size:
