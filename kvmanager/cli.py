@@ -7,8 +7,6 @@ stdout, everything else to stderr.
 """
 
 import importlib
-import os
-import sys
 from collections.abc import Sequence
 from typing import Final
 
@@ -73,16 +71,12 @@ def run(arguments: Sequence[str]) -> int:
     """Runs one command; its exit code. Messages are on stderr already."""
     try:
         code = kvmanager.main(list(arguments), prog_name="kvmanager", standalone_mode=False)
-        sys.stdout.flush()
     except click.ClickException as error:
         error.show()
         return error.exit_code
     except click.Abort as abort:
         return INTERRUPTED if isinstance(abort.__cause__ or abort.__context__, KeyboardInterrupt) else 1
-    except BrokenPipeError:  # `kvmanager get blocks | head`: the reader has what it wants
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except (SettingsError, RunDirError, errors.KvError, errors.DeadlineExceeded) as error:
+    except (SettingsError, RunDirError, errors.KvError) as error:
         click.echo(f"kvmanager: {error}", err=True)
         return exit_code(error)
     return code if isinstance(code, int) else 0

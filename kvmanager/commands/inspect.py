@@ -103,11 +103,16 @@ def describe(invocation: Invocation, kind: Kind, name: str, pool: str) -> None:
 
 
 def lines_of(invocation: Invocation, item: Message) -> list[str]:
-    if isinstance(item, pb.BlockInfo):
-        return views.block_lines(item)
-    if isinstance(item, pb.SequenceInfo):
-        return views.sequence_lines(item, block_size(invocation, item.pool))
-    return views.worker_lines(item) if isinstance(item, pb.WorkerInfo) else views.pool_lines(item)
+    match item:
+        case pb.BlockInfo():
+            return views.block_lines(item)
+        case pb.SequenceInfo():
+            return views.sequence_lines(item, block_size(invocation, item.pool))
+        case pb.WorkerInfo():
+            return views.worker_lines(item)
+        case pb.PoolInfo():
+            return views.pool_lines(item)
+    raise AssertionError(f"no description of {item.DESCRIPTOR.name}")
 
 
 def block_size(invocation: Invocation, pool: str) -> int:

@@ -19,7 +19,7 @@ class Kind:
     """One listable resource."""
 
     name: str  # singular, as typed and as `kind` in JSON
-    number: int  # pb.ResourceKind
+    number: pb.ResourceKind
     field: str  # of ListReply and, singular, of DescribeReply
     columns: Sequence[Column[Any]]
     details: frozenset[str] = frozenset()  # fields that only describe fills

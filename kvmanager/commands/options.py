@@ -15,7 +15,7 @@ import click
 from google.protobuf.message import Message
 
 from holdfast import settings
-from kvmanager.client import AdminClient
+from kvmanager.client_calls import AdminClient
 from kvmanager.config import KvManagerSettings
 
 FORMATS: Final = ("table", "json")
@@ -122,7 +122,9 @@ class Invocation:
 
     @cached_property
     def _client(self) -> AdminClient:
-        return AdminClient(self.settings.sockets, self._flags.get("timeout", DEFAULT_TIMEOUT))
+        client = AdminClient(self.settings.sockets, self._flags.get("timeout", DEFAULT_TIMEOUT))
+        click.get_current_context().call_on_close(client.close)
+        return client
 
 
 def verb(function: Callable[..., Any]) -> Callable[..., Any]:
