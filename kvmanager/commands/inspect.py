@@ -121,11 +121,11 @@ def block_size(invocation: Invocation, pool: str) -> int:
     return reply.pool.geometry.block_size
 
 
-FINDING_COLUMNS = (
-    Column[pb.FsckFinding]("POOL", lambda f: f.pool or "-"),
-    Column[pb.FsckFinding]("KIND", lambda f: f.kind),
-    Column[pb.FsckFinding]("SUBJECT", lambda f: f.subject),
-    Column[pb.FsckFinding]("MESSAGE", lambda f: f.message),
+FINDING_COLUMNS: tuple[Column[pb.FsckFinding], ...] = (
+    Column("POOL", lambda f: f.pool or "-"),
+    Column("KIND", lambda f: f.kind),
+    Column("SUBJECT", lambda f: f.subject),
+    Column("MESSAGE", lambda f: f.message),
 )
 
 

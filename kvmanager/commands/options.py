@@ -94,23 +94,20 @@ def shared(command: Function) -> Function:
 
 
 class Invocation:
-    """One command's flags and environment, judged when first needed."""
+    """One command's flags and environment. Settings are read, and the daemon called, when first asked for."""
 
     def __init__(self, flags: Mapping[str, Any] | None, environ: Mapping[str, str] = os.environ) -> None:
         self._flags = flags or {}
         self._environ = environ
+        output = self._flags.get("output") or environ.get("HOLDFAST_OUTPUT", "table")
+        if output not in FORMATS:
+            raise click.UsageError(f"HOLDFAST_OUTPUT is {output!r}, expected one of {', '.join(FORMATS)}")
+        self.as_json = output == "json"
 
     @cached_property
     def settings(self) -> KvManagerSettings:
         places = {key: self._flags.get(key) for key in ("config", "run_dir")}
         return settings.load(KvManagerSettings, "kvmanager", places, self._environ)
-
-    @property
-    def as_json(self) -> bool:
-        output = self._flags.get("output") or self._environ.get("HOLDFAST_OUTPUT", "table")
-        if output not in FORMATS:
-            raise click.UsageError(f"HOLDFAST_OUTPUT is {output!r}, expected one of {', '.join(FORMATS)}")
-        return bool(output == "json")
 
     @property
     def headers(self) -> bool:

@@ -2,9 +2,11 @@
 
 import contextlib
 import json
+import os
 
 import pytest
 
+from kvmanager.cli import run
 from tests.kvmanager.served import Service, kvmanager
 
 
@@ -15,6 +17,12 @@ def service():
 
 
 # ---------------------------------------------------------------------------------------------- grammar
+
+
+@pytest.fixture(autouse=True)
+def _plain_environment(monkeypatch):
+    for name in [name for name in os.environ if name.startswith("HOLDFAST_")]:
+        monkeypatch.delenv(name)
 
 
 @pytest.mark.parametrize(
@@ -38,20 +46,28 @@ def service():
         (["flush"], "--yes"),
         (["evict", "--count", "1"], "--yes"),
     ],
-    ids=" ".join,
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_what_the_grammar_does_not_know_is_usage(args, says):
-    done = kvmanager(*args, check=2)
-    assert says in done.stderr
-    assert not done.stdout
+def test_what_the_grammar_does_not_know_is_usage(args, says, capsys):
+    assert run(args) == 2
+    shown = capsys.readouterr()
+    assert says in shown.err
+    assert not shown.out
 
 
-def test_no_arguments_and_help_list_the_verbs():
-    shown = kvmanager("--help", check=0).stdout
+def test_help_lists_the_verbs_and_each_has_its_own(capsys):
+    assert run(["--help"]) == 0
+    shown = capsys.readouterr().out
     verbs = ("serve", "keeper", "status", "health", "get", "describe", "fsck", "flush", "evict", "version")
     assert all(f"\n  {verb} " in shown for verb in verbs)
     for verb in verbs:
-        assert "--help" in kvmanager(verb, "--help", check=0).stdout
+        assert run([verb, "--help"]) == 0
+        assert f"Usage: kvmanager {verb} [OPTIONS]" in capsys.readouterr().out
+
+
+def test_the_program_s_exit_code_is_the_command_s():
+    assert "No such command" in kvmanager("frobnicate", check=2).stderr
+    assert "Usage: kvmanager" in kvmanager(check=2).stderr
 
 
 def test_version_asks_nobody():
