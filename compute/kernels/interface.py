@@ -1,0 +1,53 @@
+"""What the decoder asks of a device: the parts between its matrix products. Chosen once, at construction.
+
+Shapes: T tokens of a step, N of them real, H query heads, K kv heads, D head_dim. `Pool` is the KV memory.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from compute.batch import Batch
+from compute.model.rope import RotaryTable
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttentionSpec:
+    """One layer's attention: what comes between the qkv product and the output product."""
+
+    layer: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    scale: float
+    softcap: float | None
+    window: int | None
+    rope: RotaryTable  # shared by layers: the same object, the same rows
+    q_norm: Tensor | None  # [D] float32
+    k_norm: Tensor | None
+    norm_eps: float
+
+
+class Kernels(Protocol):
+    """One implementation per device. `prepare` runs once a step, the rest once or more a layer."""
+
+    def norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        """RMSNorm of x [T, E] with weight [E] float32, as a new tensor."""
+        ...
+
+    def add_norm(self, x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Tensor:
+        """residual += x in place, then its norm as a new tensor."""
+        ...
+
+    def gate(self, x: Tensor, activation: str) -> Tensor:
+        """[T, 2F] → [T, F]: activation(left half) · right half."""
+        ...
+
+    def prepare(self, batch: Batch, pool: Tensor, specs: list[AttentionSpec]) -> Any:
+        """What all layers of the step share: index rows, masks, rotations."""
+        ...
+
+    def attend(self, spec: AttentionSpec, qkv: Tensor, step: Any) -> Tensor:
+        """qkv [T, (H + 2K)·D] → [T, H·D]. Norms and rotates q and k, writes k and v to their slots, attends."""
+        ...
