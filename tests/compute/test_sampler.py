@@ -12,6 +12,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from transformers.generation import logits_process as reference
 
+from compute import sampler
 from compute.filters import SHORTLIST, least_kept
 from compute.penalties import adjust
 from compute.philox import uniform
@@ -233,6 +234,12 @@ def test_the_narrowest_settings_take_the_best(sampling):
     assert tokens(logits, rows) == logits.argmax(1).tolist()
 
 
+def test_top_k_1_is_greedy_among_equals_too():
+    logits = torch.zeros(30, VOCAB)
+    logits[:, [8, 60]] = 1.0
+    assert set(tokens(logits, [make_row(seed=seed, top_k=1) for seed in range(30)])) == {8}
+
+
 def test_min_p_1_keeps_the_tied_best():
     logits = random_logits(9).repeat(400, 1)
     logits[:, [3, 40]] = 20.0
@@ -349,6 +356,16 @@ def test_another_sampler_draws_the_same_again():
     first.sample(random_logits(7, rows=8), [make_row([5, 5, 5], 1, seed=1)] * 8)
     copies = [replace(row, history=tuple(row.history), sequence=bytes(15) + b"x", epoch=9) for row in rows]
     assert first.sample(logits, rows) == before == Sampler(VOCAB).sample(logits, copies)
+
+
+@pytest.mark.parametrize(("number", "expected"), [(0.0, 3), (1 - 2.0**-53, 5)])
+def test_the_ends_of_the_interval_draw_kept_tokens(number, expected, monkeypatch):
+    """0 and the largest number below 1, with nothing to draw before id 3 and after id 5."""
+    monkeypatch.setattr(sampler, "uniform", lambda seeds, positions: np.full(len(seeds), number))
+    logits = torch.full((3, VOCAB), -math.inf)
+    logits[:, 3:6] = random_logits(1, rows=3, vocab=3, spread=0.3)
+    rows = [make_row(), make_row(top_p=0.99), make_row(history=[4], presence_penalty=0.1, temperature=2.0)]
+    assert tokens(logits, rows) == [expected] * 3
 
 
 @pytest.mark.parametrize("along", ["position", "seed"])
