@@ -56,9 +56,8 @@ class Case:
         dim = self.pool.shape[5]
         kernel = Decode(self.pool, self.q_heads, dim**-0.5, self.softcap)
         qkv, cos, sin = self.qkv[rows].clone(), self.cos[rows].clone(), self.sin[rows].clone()
-        return kernel(
-            self.layer, qkv, cos, sin, self.tables[rows].clone(), self.positions[rows].clone(), self.window
-        )
+        where = DecodeRows(self.tables[rows].clone(), self.positions[rows].clone())
+        return kernel(self.layer, qkv, (cos, sin), where, self.window)
 
     def expected(self, row: int) -> Tensor:
         """The row's attention in float64, from the slots that the kernel should have read and written."""
