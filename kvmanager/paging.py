@@ -7,10 +7,8 @@ went. It holds for the query it was made for and no other. A page also ends befo
 import base64
 import binascii
 import json
-from bisect import bisect_right
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Final, Generic, TypeVar
+from collections.abc import Iterable
+from typing import Any, Final, TypeVar
 
 from google.protobuf.message import Message
 
@@ -20,44 +18,26 @@ DEFAULT_SIZE: Final = 100
 MAX_SIZE: Final = 10_000
 MAX_BYTES: Final = 4 * 2**20  # of a page's items: half of what a frame may hold
 MAX_TOKEN_CHARS: Final = 1024
-FOREIGN: Final = "page_token is not one of this list; start again without it"
 
 Key = tuple[str | int, ...]
 Item = TypeVar("Item", bound=Message)
 
 
-@dataclass(frozen=True, slots=True)
-class Listing(Generic[Item]):
-    """What a query found: ordered keys, cheap to have, and how to make the item of one key."""
+def page(items: Iterable[tuple[Key, Item]], query: Key, size: int) -> tuple[list[Item], str]:
+    """The first of `items`, at most `size`, and the token of the next page (empty on the last).
 
-    keys: Sequence[Key]
-    item: Callable[[Key], Item]
-
-
-def page(listing: Listing[Item], query: Key, size: int, token: str) -> tuple[list[Item], str]:
-    """The items after `token`, at most `size` of them, and the token of the next page (empty on the last).
-
-    Raises Invalid for a token that is not one of this query.
+    Takes no more from `items` than it shows, but for one; each comes with the key that orders the list.
     """
-    start = after(listing.keys, last_key(token, query)) if token else 0
-    keys = listing.keys[start : start + bounded(size)]
-    items: list[Item] = []
-    room = MAX_BYTES
-    for key in keys:
-        item = listing.item(key)
+    shown: list[Item] = []
+    last: Key = ()
+    room, most = MAX_BYTES, bounded(size)
+    for key, item in items:
         room -= item.ByteSize()
-        if room < 0 and items:
-            break
-        items.append(item)
-    end = start + len(items)
-    return items, make_token(query, listing.keys[end - 1]) if end < len(listing.keys) else ""
-
-
-def after(keys: Sequence[Key], last: Key) -> int:
-    """Where the keys greater than `last` begin; its parts must be of the keys' types to be compared."""
-    if keys and [*map(type, last)] != [*map(type, keys[0])]:
-        raise Invalid(FOREIGN, field="page_token")
-    return bisect_right(keys, last)
+        if len(shown) == most or (room < 0 and shown):
+            return shown, make_token(query, last)
+        shown.append(item)
+        last = key
+    return shown, ""
 
 
 def bounded(size: int) -> int:
@@ -65,16 +45,31 @@ def bounded(size: int) -> int:
     return min(size or DEFAULT_SIZE, MAX_SIZE)
 
 
-def make_token(query: Key, key: Key) -> str:
-    return base64.urlsafe_b64encode(json.dumps([query, key]).encode()).decode()
+def make_token(query: Key, last: Key) -> str:
+    return base64.urlsafe_b64encode(json.dumps([query, last]).encode()).decode()
 
 
-def last_key(token: str, query: Key) -> Key:
+def last_key(token: str, query: Key, shape: tuple[type, ...]) -> Key | None:
+    """The key after which the next page begins, its parts of these types; None without a token.
+
+    Raises Invalid for a token that is not one of this query.
+    """
+    if not token:
+        return None
+    asked, key = unpacked(token)
+    if asked != [*query] or not isinstance(key, list) or not fits(key, shape):
+        raise Invalid("page_token is not one of this list; start again without it", field="page_token")
+    return tuple(key)
+
+
+def fits(key: list[Any], shape: tuple[type, ...]) -> bool:
+    """A key's parts are strings and counting numbers; a bool is neither."""
+    return [*map(type, key)] == [*shape] and all(part >= 0 for part in key if type(part) is int)
+
+
+def unpacked(token: str) -> tuple[Any, Any]:
     try:
         asked, key = json.loads(base64.b64decode(token[:MAX_TOKEN_CHARS], altchars=b"-_", validate=True))
-        known = tuple(asked) == query and all(type(part) in (str, int) for part in key)
     except (binascii.Error, ValueError, TypeError, RecursionError):
-        known = False
-    if not known:
-        raise Invalid(FOREIGN, field="page_token")
-    return tuple(key)
+        return None, None
+    return asked, key

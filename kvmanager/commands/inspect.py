@@ -57,7 +57,7 @@ def get(invocation: Invocation, kinds: tuple[Kind, ...], pool: str, state: str |
     """List blocks, sequences, workers, pools or tiers; several kinds with commas between them."""
     if state and kinds != (BLOCKS,):
         raise click.UsageError("--state is for blocks only")
-    found = {kind: list(items_of(invocation, kind, pool, state or "")) for kind in kinds}
+    found = {kind: sorted(items_of(invocation, kind, pool, state or ""), key=kind.order) for kind in kinds}
     if invocation.as_json:
         emit_json({"items": [kind.as_json(item) for kind, items in found.items() for item in items]})
         return

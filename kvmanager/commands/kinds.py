@@ -23,6 +23,7 @@ class Kind:
     field: str  # of ListReply and, singular, of DescribeReply
     columns: Sequence[Column[Any]]
     details: frozenset[str] = frozenset()  # fields that only describe fills
+    order: Callable[[Any], Any] = lambda _item: 0  # of the items, where the daemon's is not one for people
 
     def as_json(self, item: Message, *, detailed: bool = False) -> dict[str, Any]:
         return {"kind": self.name} | to_json(item, frozenset() if detailed else self.details)
@@ -94,6 +95,7 @@ SEQUENCES: Final = Kind(
         right("AGE", lambda s: age(s.age_seconds)),
     ),
     frozenset({"blocks", "row"}),
+    order=lambda s: -s.age_seconds,
 )
 
 WORKERS: Final = Kind(

@@ -9,21 +9,27 @@ from hypothesis import strategies as st
 
 from holdfast.v1 import kvmanager_pb2 as pb
 from kvmanager.errors import Invalid
-from kvmanager.paging import MAX_BYTES, MAX_SIZE, Listing, bounded, page
+from kvmanager.paging import MAX_BYTES, MAX_SIZE, bounded, last_key, page
 
 QUERY = ("block", "", "")
+SHAPE = (str, int)
 
 
-def blocks(ids, extra=""):
-    keys = [("pool", i) for i in sorted(ids)]
-    return Listing(keys, lambda key: pb.BlockInfo(pool="pool", id=key[1], hash=extra))
+def blocks(ids, after=None, extra=""):
+    for i in sorted(ids):
+        if after is None or ("pool", i) > after:
+            yield ("pool", i), pb.BlockInfo(pool="pool", id=i, hash=extra)
 
 
-def walk(listing, size):
+def next_page(ids, size, token, extra=""):
+    return page(blocks(ids, last_key(token, QUERY, SHAPE), extra), QUERY, size)
+
+
+def walk(ids, size, extra=""):
     """All pages: the ids of each."""
     token, pages = "", []
     while True:
-        items, token = page(listing, QUERY, size, token)
+        items, token = next_page(ids, size, token, extra)
         pages.append([item.id for item in items])
         if not token:
             return pages
@@ -31,20 +37,26 @@ def walk(listing, size):
 
 @given(st.sets(st.integers(0, 10_000)), st.integers(1, 50))
 def test_pages_together_hold_every_item_once_and_in_order(ids, size):
-    pages = walk(blocks(ids), size)
+    pages = walk(ids, size)
     assert [i for found in pages for i in found] == sorted(ids)
     assert all(len(found) == size for found in pages[:-1])
 
 
 def test_an_empty_list_is_one_empty_last_page():
-    assert page(blocks([]), QUERY, 10, "") == ([], "")
+    assert next_page([], 10, "") == ([], "")
 
 
 def test_items_that_come_and_go_neither_repeat_nor_hide_the_ones_that_stay():
-    first, token = page(blocks(range(0, 20, 2)), QUERY, 3, "")
+    first, token = next_page(range(0, 20, 2), 3, "")
     assert [item.id for item in first] == [0, 2, 4]
-    second, _ = page(blocks([1, 3, 6, 7, 8, 10]), QUERY, 3, token)  # 4 itself has gone
+    second, _ = next_page([1, 3, 6, 7, 8, 10], 3, token)  # 4 itself has gone
     assert [item.id for item in second] == [6, 7, 8]
+
+
+def test_a_page_takes_one_more_item_than_it_shows_and_no_other():
+    taken = []
+    page((taken.append(key) or (key, item) for key, item in blocks(range(100))), QUERY, 5)
+    assert len(taken) == 6
 
 
 def test_size_0_is_the_default_and_too_much_is_the_most():
@@ -52,14 +64,14 @@ def test_size_0_is_the_default_and_too_much_is_the_most():
 
 
 def test_a_page_ends_before_its_bytes_would_fill_a_frame():
-    items, token = page(blocks(range(MAX_SIZE), extra="x" * 4000), QUERY, MAX_SIZE, "")
+    items, token = next_page(range(MAX_SIZE), MAX_SIZE, "", "x" * 4000)
     assert sum(item.ByteSize() for item in items) <= MAX_BYTES
     assert token
     assert 1000 < len(items) < MAX_SIZE
 
 
 def test_one_item_over_the_bytes_is_still_shown():
-    pages = walk(blocks([1, 2], extra="x" * (MAX_BYTES + 1)), 10)
+    pages = walk([1, 2], 10, "x" * (MAX_BYTES + 1))
     assert pages == [[1], [2]]
 
 
@@ -80,16 +92,17 @@ def token_of(value):
         token_of([QUERY, ["pool", True]]),
         token_of([QUERY, ["pool", "3"]]),
         token_of([QUERY, ["pool"]]),
+        token_of([QUERY, ["pool", -1]]),
         token_of([["block", "other", ""], ["pool", 3]]),
         token_of([QUERY, [[[[]]]]]),
     ],
 )
 def test_a_token_of_another_query_or_of_nobody_is_invalid(token):
     with pytest.raises(Invalid, match="page_token"):
-        page(blocks(range(10)), QUERY, 2, token)
+        last_key(token, QUERY, SHAPE)
 
 
 @given(st.text(min_size=1))
 def test_no_text_is_a_token_by_chance(token):
     with pytest.raises(Invalid):
-        page(blocks(range(10)), QUERY, 2, token)
+        last_key(token, QUERY, SHAPE)
