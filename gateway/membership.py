@@ -12,9 +12,9 @@ from kvmanager.messages import FinishReason, WorkerState
 class Daemon(Protocol):
     """What of kvmanager.client.AsyncDaemonClient is used here. Errors are kvmanager.errors."""
 
-    async def snapshot(self, version: int, timeout: float) -> kv.Snapshot: ...
+    async def snapshot(self, version: int, timeout_s: float) -> kv.Snapshot: ...
 
-    async def read_record(self, sequence: bytes, from_: int, timeout: float) -> kv.Record: ...
+    async def read_record(self, sequence: bytes, from_: int, timeout_s: float) -> kv.Record: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,8 +66,8 @@ def from_pool(info: kv.PoolInfo) -> Pool:
     )
 
 
-async def read_record(daemon: Daemon, sequence: bytes, first: int, timeout: float) -> Recorded:
-    record = await daemon.read_record(sequence, first, timeout)
+async def read_record(daemon: Daemon, sequence: bytes, first: int, timeout_s: float) -> Recorded:
+    record = await daemon.read_record(sequence, first, timeout_s)
     return Recorded(
         getattr(record, "from"),  # a keyword in Python
         unpack_ids(record.token_ids),

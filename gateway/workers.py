@@ -83,7 +83,7 @@ class WorkerLink:
         return self._send(compute_pb2.WorkerRequest(cancel=cancel))
 
     def _send(self, message: Message) -> bool:
-        future = self._socket.send(wire.encode(message), zmq.DONTWAIT)
+        future = asyncio.ensure_future(self._socket.send(wire.encode(message), zmq.DONTWAIT))
         return not (future.done() and future.exception())
 
     async def _pump(self) -> None:

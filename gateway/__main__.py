@@ -1,0 +1,63 @@
+"""The command `gateway`: serve, generate, version. Wires parts; decides nothing."""
+
+import asyncio
+import signal
+import sys
+from importlib.metadata import version as installed
+from typing import Any
+
+import click
+import structlog
+
+from gateway import cli
+from gateway.auth import KeyFileError
+from gateway.config import GatewaySettings
+from gateway.server import Gateway, StartError
+from holdfast import logs, settings
+from holdfast.rundir import RunDirError
+
+
+@click.group()
+def main() -> None:
+    """The gRPC gateway of holdfast."""
+
+
+@main.command()
+@settings.options(GatewaySettings)
+def serve(**flags: Any) -> None:
+    """Serves GenerateService until SIGTERM."""
+    try:
+        found = settings.load(GatewaySettings, "gateway", flags)
+    except settings.SettingsError as error:
+        raise click.UsageError(str(error)) from None
+    logs.configure("gateway", found.log_format, found.log_level)
+    try:
+        asyncio.run(run(found))
+    except (StartError, KeyFileError, RunDirError, ValueError) as error:
+        structlog.get_logger().error(str(error))
+        sys.exit(1)
+
+
+async def run(found: GatewaySettings) -> None:
+    """From start to the end of the last stream after SIGTERM or SIGINT."""
+    stopping = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stopping.set)
+    gateway = Gateway(found)
+    try:
+        await gateway.start()
+        await stopping.wait()
+    finally:
+        await gateway.stop()
+
+
+@main.command()
+def version() -> None:
+    """Prints the version."""
+    click.echo(installed("holdfast"))
+
+
+main.add_command(cli.generate)
+
+if __name__ == "__main__":
+    main(prog_name="gateway")

@@ -1,0 +1,303 @@
+"""The public Python client.
+
+    async with Client("127.0.0.1:50051") as client:
+        async for chunk in client.generate("Once upon a time", max_tokens=64):
+            print(chunk.text, end="")
+
+`SyncClient` is the same without async. A prompt is text, a list of token ids, or a list of messages
+({"role": …, "content": …}). Errors are CallError and its subclasses:
+
+    CallError                  any other status
+    ├── InvalidRequest         a field is malformed or out of bounds, or the request can never fit
+    ├── Unauthenticated
+    ├── Busy                   RESOURCE_EXHAUSTED: try again later
+    ├── Unreachable            UNAVAILABLE: nothing was generated; retried here first, a bounded number of times
+    ├── DeadlineExpired
+    └── Broken                 ABORTED: the stream ended after its first token
+"""
+
+import asyncio
+import secrets
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Final, Self
+
+import grpc
+from google.rpc import error_details_pb2
+from grpc_status import rpc_status
+
+from holdfast.v1 import generate_pb2 as pb
+from holdfast.v1 import generate_pb2_grpc as pb_grpc
+
+RETRIES: Final = 3
+RETRY_SECONDS: Final = 0.5
+MAX_RETRY_SECONDS: Final = 10.0
+OPTIONS: Final = (
+    ("grpc.max_receive_message_length", 64 * 2**20),
+    ("grpc.keepalive_time_ms", 30_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+)
+
+Prompt = str | Sequence[int] | Sequence[Mapping[str, str]]
+
+
+class CallError(Exception):
+    """`code` is the gRPC status, `reason` and `details` are the server's ErrorInfo."""
+
+    def __init__(self, code: grpc.StatusCode, message: str, reason: str, details: dict[str, str]) -> None:
+        super().__init__(message)
+        self.code = code
+        self.reason = reason
+        self.details = details
+        self.retry_seconds: float | None = None
+
+
+class InvalidRequest(CallError):  # noqa: N818 - the tree above says they are errors
+    pass
+
+
+class Unauthenticated(CallError):  # noqa: N818
+    pass
+
+
+class Busy(CallError):  # noqa: N818
+    pass
+
+
+class Unreachable(CallError):  # noqa: N818
+    pass
+
+
+class DeadlineExpired(CallError):  # noqa: N818
+    pass
+
+
+class Broken(CallError):  # noqa: N818
+    pass
+
+
+_CODE = grpc.StatusCode
+ERRORS: Final[Mapping[grpc.StatusCode, type[CallError]]] = {
+    _CODE.INVALID_ARGUMENT: InvalidRequest,
+    _CODE.FAILED_PRECONDITION: InvalidRequest,
+    _CODE.UNIMPLEMENTED: InvalidRequest,
+    _CODE.NOT_FOUND: InvalidRequest,
+    _CODE.UNAUTHENTICATED: Unauthenticated,
+    _CODE.RESOURCE_EXHAUSTED: Busy,
+    _CODE.UNAVAILABLE: Unreachable,
+    _CODE.DEADLINE_EXCEEDED: DeadlineExpired,
+    _CODE.ABORTED: Broken,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """A piece of one continuation. `finish` stands in the last one of each index."""
+
+    request_id: str
+    index: int
+    text: str
+    token_ids: tuple[int, ...]
+    next_offset: int
+    finish: pb.Finish | None
+    message: pb.GenerateResponse  # everything else: logprobs, prompt_logprobs
+
+
+class Client:
+    """One channel to a gateway. Usable by many tasks of one event loop."""
+
+    def __init__(self, target: str = "127.0.0.1:50051", api_key: str | None = None) -> None:
+        self._channel = grpc.aio.insecure_channel(target, options=OPTIONS)
+        self._stub: Any = pb_grpc.GenerateServiceStub(self._channel)
+        self._metadata = (("authorization", f"Bearer {api_key}"),) if api_key else ()
+
+    async def generate(
+        self, prompt: Prompt, *, timeout: float | None = None, retries: int = RETRIES, **options: Any
+    ) -> AsyncIterator[Chunk]:
+        """Streams chunks. `options` are fields of SamplingParams, StoppingCriteria, ResponseOptions, and
+        request_id, model, priority, add_generation_prompt. `timeout` in seconds, for each attempt.
+        """
+        request = build_request(prompt, options)
+        request.request_id = request.request_id or secrets.token_hex(16)
+        for attempt in range(retries + 1):
+            try:
+                async for chunk in self._attempt(request, timeout):
+                    yield chunk
+                return
+            except Unreachable as error:  # never after a chunk: `_attempt` turns it into Broken
+                if attempt == retries:
+                    raise
+                await asyncio.sleep(min(error.retry_seconds or RETRY_SECONDS, MAX_RETRY_SECONDS))
+
+    async def _attempt(self, request: pb.GenerateRequest, timeout: float | None) -> AsyncIterator[Chunk]:
+        call = self._stub.Generate(request, timeout=timeout, metadata=self._metadata)
+        shown = False
+        try:
+            async for message in call:
+                shown = True
+                yield to_chunk(message)
+        except grpc.aio.AioRpcError as error:
+            raise await to_error(error, call, shown) from None
+        finally:
+            call.cancel()  # a caller that stops listening stops the generation; a finished call does not mind
+
+    async def tokenize(
+        self, prompt: str | Sequence[Mapping[str, str]], *, model: str = "", add_special_tokens: bool = True
+    ) -> list[int]:
+        """The token ids that `generate` would use."""
+        request = pb.TokenizeRequest(model=model, add_special_tokens=add_special_tokens)
+        if isinstance(prompt, str):
+            request.text = prompt
+        else:
+            request.chat.CopyFrom(to_chat(prompt))
+        return list((await self._unary(self._stub.Tokenize, request)).token_ids)
+
+    async def detokenize(
+        self, ids: Sequence[int], *, model: str = "", skip_special_tokens: bool = True
+    ) -> str:
+        request = pb.DetokenizeRequest(model=model, token_ids=ids, skip_special_tokens=skip_special_tokens)
+        return str((await self._unary(self._stub.Detokenize, request)).text)
+
+    async def models(self) -> list[pb.Model]:
+        """The models that a worker serves now, all pages."""
+        found: list[pb.Model] = []
+        request = pb.ListModelsRequest()
+        while True:
+            reply = await self._unary(self._stub.ListModels, request)
+            found.extend(reply.models)
+            if not reply.next_page_token:
+                return found
+            request.page_token = reply.next_page_token
+
+    async def _unary(self, method: Any, request: Any) -> Any:
+        call = method(request, metadata=self._metadata)
+        try:
+            return await call
+        except grpc.aio.AioRpcError as error:
+            raise await to_error(error, call, shown=False) from None
+
+    async def close(self) -> None:
+        await self._channel.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+
+class SyncClient:
+    """`Client` for code without an event loop; for one thread at a time."""
+
+    def __init__(self, target: str = "127.0.0.1:50051", api_key: str | None = None) -> None:
+        self._runner = asyncio.Runner()
+        self._client = self._runner.run(self._connect(target, api_key))
+
+    @staticmethod
+    async def _connect(target: str, api_key: str | None) -> Client:
+        return Client(target, api_key)
+
+    def generate(self, prompt: Prompt, **options: Any) -> Iterator[Chunk]:
+        chunks = self._client.generate(prompt, **options)
+        try:
+            while (chunk := self._runner.run(advance(chunks))) is not None:
+                yield chunk
+        finally:
+            self._runner.run(stop(chunks))
+
+    def tokenize(self, prompt: str | Sequence[Mapping[str, str]], **options: Any) -> list[int]:
+        return self._runner.run(self._client.tokenize(prompt, **options))
+
+    def detokenize(self, ids: Sequence[int], **options: Any) -> str:
+        return self._runner.run(self._client.detokenize(ids, **options))
+
+    def models(self) -> list[pb.Model]:
+        return self._runner.run(self._client.models())
+
+    def close(self) -> None:
+        self._runner.run(self._client.close())
+        self._runner.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+async def advance(chunks: AsyncIterator[Chunk]) -> Chunk | None:
+    return await anext(chunks, None)
+
+
+async def stop(chunks: Any) -> None:
+    await chunks.aclose()
+
+
+# -------------------------------------------------------------------------------------------- translation
+
+PARTS: Final = (
+    ("sampling", pb.SamplingParams.DESCRIPTOR),
+    ("stopping", pb.StoppingCriteria.DESCRIPTOR),
+    ("response", pb.ResponseOptions.DESCRIPTOR),
+)
+
+
+def build_request(prompt: Prompt, options: Mapping[str, Any]) -> pb.GenerateRequest:
+    """The request of a prompt and flat options; TypeError for an option that the contract does not have."""
+    rest = {name: value for name, value in options.items() if value is not None}
+    fields: dict[str, Any] = {
+        name: rest.pop(name) for name in ("request_id", "model", "priority") if name in rest
+    }
+    for part, descriptor in PARTS:
+        fields[part] = {name: rest.pop(name) for name in descriptor.fields_by_name if name in rest}
+    if isinstance(prompt, str):
+        fields["text"] = prompt
+    elif prompt and isinstance(prompt[0], Mapping):
+        fields["chat"] = to_chat(prompt, rest.pop("add_generation_prompt", None))
+    else:
+        fields["token_ids"] = {"ids": prompt}
+    if rest:
+        raise TypeError(f"unknown option {next(iter(rest))}")
+    return pb.GenerateRequest(**fields)
+
+
+def to_chat(messages: Sequence[Any], add_generation_prompt: bool | None = None) -> pb.ChatPrompt:
+    return pb.ChatPrompt(
+        messages=[pb.ChatMessage(role=item["role"], content=item["content"]) for item in messages],
+        add_generation_prompt=add_generation_prompt,
+    )
+
+
+def to_chunk(message: pb.GenerateResponse) -> Chunk:
+    return Chunk(
+        message.request_id,
+        message.index,
+        message.text,
+        tuple(message.token_ids),
+        message.next_offset,
+        message.finish if message.HasField("finish") else None,
+        message,
+    )
+
+
+async def to_error(error: grpc.aio.AioRpcError, call: Any, shown: bool) -> CallError:
+    """The typed error of a status. A connection lost in mid-stream is Broken: a retry would begin again."""
+    reason, details, retry = "", {}, None
+    status = await rpc_status.aio.from_call(call)
+    for item in status.details if status else ():
+        info, delay = error_details_pb2.ErrorInfo(), error_details_pb2.RetryInfo()
+        if item.Unpack(info):
+            reason, details = info.reason, dict(info.metadata)
+        elif item.Unpack(delay):
+            retry = delay.retry_delay.ToMilliseconds() / 1000
+    kind = ERRORS.get(error.code(), CallError)
+    found = (Broken if shown and kind is Unreachable else kind)(
+        error.code(), error.details() or error.code().name, reason, details
+    )
+    found.retry_seconds = retry
+    return found

@@ -1,0 +1,190 @@
+"""The gRPC service: one coroutine per call, from request to status. What it calls raises Refusal; here it is told."""
+
+import asyncio
+import secrets
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any, TypeVar
+
+import grpc
+import structlog
+from structlog.contextvars import bind_contextvars
+
+from gateway import bounds, validate
+from gateway.auth import Keys
+from gateway.errors import Refusal, exhausted, internal, invalid, to_status, unavailable
+from gateway.fleet import Fleet
+from gateway.generation import Generation
+from gateway.models import ServedModel, page
+from gateway.requestlog import RequestLog
+from holdfast.v1 import generate_pb2 as pb
+from holdfast.v1 import generate_pb2_grpc as pb_grpc
+
+Q = TypeVar("Q")
+R = TypeVar("R")
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class GenerateService(pb_grpc.GenerateServiceServicer):
+    """Serves one model over one fleet."""
+
+    def __init__(
+        self,
+        fleet: Fleet,
+        model: ServedModel,
+        keys: Keys,
+        *,
+        worker_wait: float,
+        max_concurrent: int,
+        max_queue: int,
+    ) -> None:
+        self._fleet = fleet
+        self._model = model
+        self._keys = keys
+        self._worker_wait = worker_wait
+        self._max_concurrent = max_concurrent
+        self._max_queue = max_queue
+        self._in_flight: dict[tuple[str, str], Generation | None] = {}
+
+    # ------------------------------------------------------------------------------------ Generate
+
+    async def Generate(self, request: pb.GenerateRequest, context: Context) -> None:  # type: ignore[override]  # noqa: N802
+        """Streams through `context.write`, so that a cancelled call ends here and not in a generator's shadow."""
+        arrival_ns = time.monotonic_ns()
+        remaining = context.time_remaining()
+        log = RequestLog(self._keys.tenant(context.invocation_metadata() or ()) or "")
+        try:
+            async with told(context, log):
+                await self._generate(request, context, log, arrival_ns)
+        except asyncio.CancelledError:
+            late = remaining is not None and time.monotonic() - arrival_ns / 1e9 >= remaining
+            log.status = "DEADLINE_EXCEEDED" if late else "CANCELLED"
+            raise
+        finally:
+            log.write()
+
+    async def _generate(
+        self, request: pb.GenerateRequest, context: Context, log: RequestLog, arrival_ns: int
+    ) -> None:
+        validate.check_request(request)
+        self._model.check_name(request.model)
+        request_id = request.request_id or secrets.token_hex(16)
+        bind_contextvars(request_id=request_id)
+        key = log.tenant, request_id
+        self._admit(key, request)
+        generation = None
+        try:
+            generation = await self._begin(request, key, log, arrival_ns)
+            while messages := await generation.next():
+                for message in messages:
+                    await context.write(message)
+        finally:
+            del self._in_flight[key]
+            if generation:
+                generation.close()
+
+    def _admit(self, key: tuple[str, str], request: pb.GenerateRequest) -> None:
+        """Enters the call in `_in_flight`, or refuses it."""
+        if key in self._in_flight:
+            raise Refusal(
+                grpc.StatusCode.ALREADY_EXISTS,
+                "REQUEST_ID_IN_FLIGHT",
+                "request_id: a request of this id is in flight",
+                {"field": "request_id"},
+            )
+        n = request.sampling.n if request.sampling.HasField("n") else 1
+        waiting = sum(found.waiting if found else 1 for found in self._in_flight.values())
+        if len(self._in_flight) >= self._max_concurrent or waiting + n > self._max_queue:
+            raise exhausted("QUEUE_FULL", "too many requests are waiting; try again later")
+        self._in_flight[key] = None
+
+    async def _begin(
+        self, request: pb.GenerateRequest, key: tuple[str, str], log: RequestLog, arrival_ns: int
+    ) -> Generation:
+        """A started Generation: tokenized, a worker found, validated against its model, submitted."""
+        prompt = await self._model.prompt(request)
+        log.prompt_tokens = len(prompt)
+        picked = await self._fleet.pick((), self._worker_wait)
+        if picked is None:
+            raise unavailable("NO_WORKER", "no worker serves the model now")
+        worker, pool = picked
+        limits = validate.Limits(pool.max_model_len, pool.vocab_size, pool.tokens)
+        generation = Generation(
+            self._fleet,
+            self._model.codec,
+            validate.complete(request, prompt, limits),
+            request_id=key[1],
+            tenant=self._keys.namespace(key[0]),
+            worker_wait=self._worker_wait,
+            arrival_ns=arrival_ns,
+        )
+        self._in_flight[key] = generation
+        log.indexes = generation.indexes
+        try:
+            await generation.start(worker)
+        except BaseException:
+            generation.close()
+            raise
+        return generation
+
+    # ------------------------------------------------------------------------------------ the small calls
+
+    async def Tokenize(self, request: pb.TokenizeRequest, context: Context) -> pb.TokenizeResponse:  # noqa: N802
+        return await self._unary(context, self._tokenize, request)
+
+    async def Detokenize(self, request: pb.DetokenizeRequest, context: Context) -> pb.DetokenizeResponse:  # noqa: N802
+        return await self._unary(context, self._detokenize, request)
+
+    async def ListModels(self, request: pb.ListModelsRequest, context: Context) -> pb.ListModelsResponse:  # noqa: N802
+        return await self._unary(context, self._list_models, request)
+
+    async def _unary(self, context: Context, answer: Callable[[Q], Awaitable[R]], request: Q) -> R:
+        log = RequestLog(self._keys.tenant(context.invocation_metadata() or ()) or "")
+        async with told(context, log):
+            return await answer(request)
+        raise AssertionError("told() ends a failed call")
+
+    async def _tokenize(self, request: pb.TokenizeRequest) -> pb.TokenizeResponse:
+        validate.check_model_name(request.model)
+        self._model.check_name(request.model)
+        special = not request.HasField("add_special_tokens") or request.add_special_tokens
+        match request.WhichOneof("input"):
+            case "text":
+                validate.check_text("text", request.text)
+                ids = await self._model.encode_text(request.text, special)
+            case "chat":
+                validate.check_chat(request.chat)
+                ids = await self._model.encode_chat(request.chat)
+            case _:
+                raise invalid("input", "exactly one of text and chat is required", "PROMPT_MISSING")
+        return pb.TokenizeResponse(token_ids=ids)
+
+    async def _detokenize(self, request: pb.DetokenizeRequest) -> pb.DetokenizeResponse:
+        validate.check_model_name(request.model)
+        self._model.check_name(request.model)
+        codec = self._model.text_codec()
+        if len(request.token_ids) > bounds.MAX_IDS:
+            raise invalid("token_ids", f"at most {bounds.MAX_IDS} ids, got {len(request.token_ids)}")
+        known = [codec.vocab_size, *(model.vocab_size for model in self._model.listed(self._fleet.members))]
+        validate.check_ids("token_ids", request.token_ids, max(known))
+        skip = not request.HasField("skip_special_tokens") or request.skip_special_tokens
+        return pb.DetokenizeResponse(text=await codec.decode_long(request.token_ids, skip))
+
+    async def _list_models(self, request: pb.ListModelsRequest) -> pb.ListModelsResponse:
+        return page(self._model.listed(self._fleet.members), request)
+
+
+@asynccontextmanager
+async def told(context: Context, log: RequestLog) -> AsyncIterator[None]:
+    """Ends the call with the status of what went wrong inside; our own faults as INTERNAL, with a traceback here."""
+    try:
+        yield
+        return
+    except Refusal as error:
+        refusal = error
+    except Exception:  # noqa: BLE001 - the last catch of a call: logged, and told as INTERNAL
+        structlog.get_logger().exception("internal error")
+        refusal = internal()
+    log.status, log.reason = refusal.code.name, refusal.reason
+    await context.abort_with_status(to_status(refusal))
