@@ -11,10 +11,7 @@ The first connection that beats is the daemon; a second one is refused while the
 beating is killed; a child that ends is started again, unless it says (EXIT_USAGE, EXIT_CONFLICT) that this is vain.
 """
 
-import errno
-import fcntl
 import os
-import re
 import selectors
 import signal
 import socket
@@ -30,21 +27,16 @@ from typing import Final
 from holdfast.rundir import RunDir
 from kvmanager import fds
 from kvmanager.keeper_log import Log
+from kvmanager.keeper_vault import Refused, Vault, lock
 
 BEAT_BOUND_S: Final = 5.0  # silence of a daemon that has beaten
 START_BOUND_S: Final = 60.0  # a child's first beat
 BACKOFF_S: Final = (0.05, 5.0)  # doubles from the first to the second
 STEADY_S: Final = 10.0  # a child that lived this long starts the back-off again
 STOP_BOUND_S: Final = 5.0  # for a child to end after SIGTERM
-MAX_HELD: Final = 256
 MAX_CONNECTIONS: Final = 64
 EXIT_USAGE: Final = 2
 EXIT_CONFLICT: Final = 7
-NAME: Final = re.compile(r"[a-z0-9._-]{1,80}")
-
-
-class Refused(Exception):  # noqa: N818 - reads as `raise Refused(...)`
-    """The request cannot be done; the peer is told why."""
 
 
 @dataclass(slots=True, eq=False)
@@ -53,46 +45,6 @@ class Connection:
     pid: int
     pidfd: int
     beat: float | None = None  # when it last said BEAT
-
-
-class Vault:
-    """The named descriptors. The listening sockets are in it too, and stay."""
-
-    def __init__(self, sockets: RunDir) -> None:
-        self.fixed = {
-            path.name: fds.listen(path, kind)
-            for path, kind in (
-                (sockets.attach, socket.SOCK_SEQPACKET),
-                (sockets.daemon, socket.SOCK_STREAM),
-            )
-        }
-        self.held: dict[str, int] = {}
-
-    def put(self, name: str, received: list[int]) -> None:
-        if len(received) != 1:
-            raise Refused("PUT needs one descriptor")
-        if not NAME.fullmatch(name) or name in self.fixed:
-            raise Refused("not a name that can be put")
-        if len(self.held) >= MAX_HELD and name not in self.held:
-            raise Refused(f"{MAX_HELD} descriptors are held already")
-        self._close(name)
-        self.held[name] = received.pop()
-
-    def get(self, name: str) -> int:
-        if name in self.fixed:
-            return self.fixed[name].fileno()
-        if name not in self.held:
-            raise Refused("nothing of that name")
-        return self.held[name]
-
-    def drop(self, name: str) -> None:
-        if name not in self.held:
-            raise Refused("nothing of that name")
-        self._close(name)
-
-    def _close(self, name: str) -> None:
-        if name in self.held:
-            os.close(self.held.pop(name))
 
 
 class Keeper:
@@ -287,20 +239,6 @@ _VERBS: Final[dict[str, _Verb]] = {
     "LIST": Keeper._list,
     "BEAT": Keeper._beat,
 }
-
-
-def lock(path: Path) -> int:
-    """The run directory's lock, held until this process ends. BlockingIOError with the holder's pid if it is taken."""
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        holder = os.read(fd, 32).decode("ascii", "replace").strip() or "unknown"
-        os.close(fd)
-        raise BlockingIOError(errno.EAGAIN, f"another keeper runs in {path.parent}, pid {holder}") from None
-    os.ftruncate(fd, 0)
-    os.write(fd, f"{os.getpid()}\n".encode())
-    return fd
 
 
 def run(

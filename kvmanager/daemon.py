@@ -1,0 +1,221 @@
+"""The daemon process: wires the parts together, takes over what a former daemon left, and runs the loop.
+
+`python -m kvmanager.daemon SETTINGS-AS-JSON` is how the keeper starts it. It owns no memory that would be lost with
+it: everything is a descriptor at the keeper, and without a keeper it ends.
+"""
+
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, Final
+
+import structlog
+import zmq
+
+from holdfast import logs
+from holdfast.rundir import RunDirError
+from kvmanager import fds
+from kvmanager.admin import HANDLERS
+from kvmanager.attachments import Attachments
+from kvmanager.config import KvManagerSettings
+from kvmanager.keeper_link import KeeperError, KeeperLink
+from kvmanager.liveness import Watch
+from kvmanager.loop import Loop
+from kvmanager.memory import MemfdExporter
+from kvmanager.messages import SessionId
+from kvmanager.pools import Pool, Pools
+from kvmanager.router import Router
+from kvmanager.server import Server
+from kvmanager.view import View
+from kvmanager.workers import Worker, Workers, readable
+
+BEAT_S: Final = 0.2
+EXPIRE_S: Final = 1.0
+EXIT_ERROR: Final = 1
+EXIT_USAGE: Final = 2
+
+log = structlog.get_logger()
+
+
+class Daemon:
+    """Everything of one daemon, wired. `run` is its life."""
+
+    def __init__(self, settings: KvManagerSettings, keeper: KeeperLink) -> None:
+        self.settings, self.keeper = settings, keeper
+        self.stopping = False
+        self._beat_at = self._expire_at = time.monotonic()
+        self._ttl_ns = int(settings.record_ttl * 1e9)
+        self.loop = Loop()
+        self.watch = Watch(time.monotonic_ns())
+        self.pools = Pools(keeper, {"memfd": MemfdExporter()}, self._beat)
+        self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        router = Router(self.context, settings.sockets.daemon, keeper.get("daemon.sock"))
+        self.server = Server(router, self.watch)
+        self.workers = Workers(self.loop, self.watch, self.server.deliver_outbox)
+        self.view = View(
+            run_dir=settings.run_dir,
+            memory_budget_bytes=settings.cpu_budget,
+            started=time.monotonic(),
+            store=self.pools,
+            workers=self.workers,
+            watch=self.watch,
+        )
+        self.server.serve(self.workers, self._questions())
+        self.attachments = Attachments(
+            keeper.get("attach.sock"), self.loop, self.pools, self.workers, settings
+        )
+
+    def _questions(self) -> dict[str, Callable[[Any], Any]]:
+        admin = {name: partial(handler, self.view) for name, handler in HANDLERS.items()}
+        return {**admin, "snapshot": self.view.snapshot, "read_record": self.view.read_record}
+
+    # ------------------------------------------------------------------------------------- life
+
+    def run(self) -> None:
+        """Until SIGTERM. KeeperError when the keeper is gone."""
+        self._watch_signals()
+        self.loop.watch(self.server.router.socket, lambda: None)  # drained in every round
+        self.loop.watch(self.keeper.fileno(), self.keeper.drain)
+        self.pools.recover()
+        for pool in self.pools:
+            self._expect_ends(pool)
+        self.view.ready = True
+        log.info(
+            "daemon ready", pid=os.getpid(), run_dir=str(self.settings.run_dir), pools=len(self.view.pools)
+        )
+        while not self.stopping:
+            self._round()
+
+    def _round(self) -> None:
+        """Messages first: what a worker said before it died still counts, and nobody is judged by old silence."""
+        ready = self.loop.wait(0.0 if self._behind else self._beat_at - time.monotonic())
+        self.watch.polled(time.monotonic_ns())
+        drained = self.server.drain()
+        self._behind = not drained
+        for callback in ready:
+            callback()
+        if drained:
+            self.workers.judge()
+        self._timers(time.monotonic())
+
+    _behind = False
+
+    def _timers(self, now: float) -> None:
+        if now >= self._beat_at:
+            self._beat()
+            self.attachments.expire(now)
+        if now >= self._expire_at:
+            self._expire_at = now + EXPIRE_S
+            for pool in self.pools:
+                pool.state.expire(time.monotonic_ns(), self._ttl_ns)
+
+    def _beat(self) -> None:
+        """To the keeper; also between the slices of a long allocation."""
+        now = time.monotonic()
+        if now >= self._beat_at:
+            self._beat_at = now + BEAT_S
+            self.keeper.beat()
+
+    def _watch_signals(self) -> None:
+        wake, poked = socket.socketpair()
+        for sock in (wake, poked):
+            sock.setblocking(False)
+        signal.set_wakeup_fd(wake.fileno(), warn_on_full_buffer=False)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._stop)
+        self._wake = (wake, poked)
+        self.loop.watch(poked.fileno(), lambda: void(poked.recv(64)))
+
+    def _stop(self, _number: int, _frame: object) -> None:
+        self.stopping = True
+
+    def _expect_ends(self, pool: Pool) -> None:
+        """Former sessions of a recovered pool: dead ones are buried now, living ones when their process ends."""
+        for session in pool.state.sessions():
+            pidfd = watch_process(session.pid, session.start_time)
+            if pidfd is None:
+                pool.state.dead(session.id)
+                log.info("former worker is gone", worker=session.worker_id, pid=session.pid)
+            else:
+                self.workers.add(former_worker(pool, session, pidfd))
+
+    def close(self) -> None:
+        self.attachments.close()
+        self.server.router.close()
+        self.context.destroy(linger=0)
+        self.keeper.close()
+
+
+def void(_: object) -> None:
+    """For a callback whose result means nothing."""
+
+
+def watch_process(pid: int, started: int) -> int | None:
+    """A pidfd of the process with this pid and start time; None if it is gone."""
+    try:
+        pidfd = os.pidfd_open(pid)
+    except OSError:
+        return None
+    if fds.start_time(pid) == started and not readable(pidfd):
+        return pidfd
+    os.close(pidfd)
+    return None
+
+
+def former_worker(pool: Pool, session: Any, pidfd: int) -> Worker:
+    """A worker of a daemon before this one: lost, its attachment closed with that daemon."""
+    return Worker(
+        session=SessionId(session.id),
+        worker_id=session.worker_id,
+        endpoint=session.endpoint,
+        pool=pool,
+        pid=session.pid,
+        pidfd=pidfd,
+        connection=None,
+        boot_epoch=0,
+        lost=True,
+    )
+
+
+def run(settings: KvManagerSettings) -> int:
+    """The daemon, until SIGTERM. Exit codes: 0, 2 for settings it cannot use, 1 when there is no keeper."""
+    logs.configure("kvmanager", settings.log_format, settings.log_level)
+    os.umask(0o077)
+    try:
+        path = settings.keeper or settings.sockets.keeper
+        keeper = KeeperLink(path)
+        keeper.claim()
+    except RunDirError as error:
+        log.error("cannot start", error=str(error))
+        return EXIT_USAGE
+    except KeeperError as error:
+        log.error("cannot start", error=str(error))
+        return EXIT_ERROR
+    daemon = Daemon(settings, keeper)
+    try:
+        daemon.run()
+    except KeeperError as error:
+        log.error("ending: the memory is the keeper's", error=str(error))
+        return EXIT_ERROR
+    finally:
+        daemon.close()
+    log.info("daemon ended")
+    return 0
+
+
+def argv(settings: KvManagerSettings) -> list[str]:
+    """The command with which a keeper starts a daemon with these settings."""
+    return [sys.executable, "-m", "kvmanager.daemon", settings.model_dump_json()]
+
+
+def main(arguments: Sequence[str]) -> int:
+    (document,) = arguments
+    return run(KvManagerSettings.model_validate_json(document))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
