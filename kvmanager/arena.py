@@ -12,13 +12,13 @@ class Arena:
     def __init__(self, size: int) -> None:
         self.size = size
         self.free_units = size
-        self._holes: list[tuple[int, int]] = [(0, size)] if size else []
+        self.holes: list[tuple[int, int]] = [(0, size)] if size else []
 
     def take(self, units: int) -> int | None:
         """The offset of a new extent, or None when no hole is large enough. Zero units live at 0."""
         if units == 0:
             return 0
-        for i, (start, end) in enumerate(self._holes):
+        for i, (start, end) in enumerate(self.holes):
             if end - start >= units:
                 self._cut(i, start, start + units)
                 return start
@@ -28,8 +28,8 @@ class Arena:
         """Take exactly this extent; False when it is not wholly free."""
         if units == 0:
             return True
-        i = bisect_left(self._holes, (offset + 1, 0)) - 1
-        if i < 0 or self._holes[i][1] < offset + units:
+        i = bisect_left(self.holes, (offset + 1, 0)) - 1
+        if i < 0 or self.holes[i][1] < offset + units:
             return False
         self._cut(i, offset, offset + units)
         return True
@@ -39,17 +39,15 @@ class Arena:
         if units == 0:
             return
         start, end = offset, offset + units
-        i = bisect_left(self._holes, (start, end))
-        if i < len(self._holes) and self._holes[i][0] == end:
-            end = self._holes.pop(i)[1]
-        if i and self._holes[i - 1][1] == start:
-            start = self._holes.pop(i - 1)[0]
-        insort(self._holes, (start, end))
+        i = bisect_left(self.holes, (start, end))
+        if i < len(self.holes) and self.holes[i][0] == end:
+            end = self.holes.pop(i)[1]
+        if i and self.holes[i - 1][1] == start:
+            start = self.holes.pop(i - 1)[0]
+        insort(self.holes, (start, end))
         self.free_units += units
 
     def _cut(self, i: int, start: int, end: int) -> None:
-        hole_start, hole_end = self._holes[i]
-        self._holes[i : i + 1] = [
-            hole for hole in ((hole_start, start), (end, hole_end)) if hole[0] < hole[1]
-        ]
+        hole_start, hole_end = self.holes[i]
+        self.holes[i : i + 1] = [hole for hole in ((hole_start, start), (end, hole_end)) if hole[0] < hole[1]]
         self.free_units -= end - start

@@ -1,0 +1,259 @@
+"""The blocks of one pool: their states, who refers to them, and the two lists that blocks without a user wait in.
+
+    free ──take──> granted ──open_tail──> tail ──seal──> sealed ──deref──> cached (sealed, refcount 0) ──evict──> free
+                      └──────── quarantine ──┴──> quarantined ──prove_gone──> free
+
+Records are mirrored in plain lists, one entry a block, and stored through the `Store` as they change. Refcounts, both
+lists and the index by key are derived: `load` rebuilds them. Which block a prefix may use is `prefix`' decision, who
+gets how many is `grants`'.
+"""
+
+import struct
+from collections.abc import Iterator
+from enum import IntEnum
+from typing import Final, NamedTuple
+
+from kvmanager.layout import MetaLayout
+from kvmanager.messages import BlockRef
+from kvmanager.records import BLOCK, NONE
+from kvmanager.store import Store
+
+HEAD = struct.Struct("<BBHIII")  # state, indexed, pins, generation, holder, depth
+FULL = struct.Struct("<BBHIIIQQ32s32s")  # … last_use, parent, hash, parent_hash
+USE = struct.Struct("<Q")
+USE_AT: Final = 16
+NO_HASH: Final = bytes(32)
+
+
+class BlockState(IntEnum):
+    FREE = 0
+    GRANTED = 1
+    TAIL = 2
+    SEALED = 3
+    QUARANTINED = 4
+
+
+FREE, GRANTED, TAIL, SEALED, QUARANTINED = (int(state) for state in BlockState)
+
+
+class Place(NamedTuple):
+    """Where a sealed block stands in its chain."""
+
+    depth: int
+    parent: int  # link of the indexed block before it, NONE at a root
+    key: bytes
+    parent_key: bytes
+
+
+class BlockQueue:
+    """An intrusive doubly linked list of blocks with a sentinel: all operations O(1), none allocates.
+
+    Several queues share `after` and `before`; a block is in at most one of them.
+    """
+
+    def __init__(self, sentinel: int, after: list[int], before: list[int]) -> None:
+        self._sentinel, self._after, self._before = sentinel, after, before
+        after[sentinel] = before[sentinel] = sentinel
+        self.length = 0
+
+    def push(self, block: int) -> None:
+        """To the back."""
+        last = self._before[self._sentinel]
+        self._after[last] = self._before[self._sentinel] = block
+        self._before[block], self._after[block] = last, self._sentinel
+        self.length += 1
+
+    def remove(self, block: int) -> None:
+        before, after = self._before[block], self._after[block]
+        self._after[before], self._before[after] = after, before
+        self.length -= 1
+
+    def pop(self) -> int:
+        """From the front; the queue is not empty."""
+        block = self._after[self._sentinel]
+        assert block != self._sentinel, "an empty queue has no front"
+        self.remove(block)
+        return block
+
+    def __iter__(self) -> Iterator[int]:
+        """Front to back."""
+        block = self._after[self._sentinel]
+        while block != self._sentinel:
+            yield block
+            block = self._after[block]
+
+
+class BlockPool:
+    """State and references of every block. Callers check; a wrong call here is our bug."""
+
+    def __init__(self, layout: MetaLayout, store: Store) -> None:
+        n = layout.num_blocks
+        self.num_blocks, self.block_size = n, layout.block_size
+        self._store, self._at, self._tokens_at = store, layout.blocks_at, layout.block_tokens_at
+        self.state = [FREE] * n
+        self.generation = [0] * n
+        self.holder = [0] * n  # session slot + 1
+        self.refs = [0] * n
+        self.indexed = [0] * n
+        self.depth = [0] * n
+        self.last_use = [0] * n
+        self.parent = [NONE] * n
+        self.key = [NO_HASH] * n
+        self.parent_key = [NO_HASH] * n
+        self.tokens = [b""] * n  # sealed: ids as little-endian u32
+        self.by_key: dict[bytes, int] = {}
+        self.counts = [n, 0, 0, 0, 0]
+        self.shared = 0
+        self.evictions = 0
+        links = [0] * (n + 2), [0] * (n + 2)
+        self.free = BlockQueue(n, *links)
+        self.cached = BlockQueue(
+            n + 1, *links
+        )  # least recently used first; a chain's last block before its parents
+        for block in range(n):
+            self.free.push(block)
+
+    # ------------------------------------------------------------------------------------- questions
+
+    @property
+    def available(self) -> int:
+        """Blocks that can be granted now: free or cached."""
+        return self.free.length + self.cached.length
+
+    def ref(self, block: int) -> BlockRef:
+        return BlockRef(block, self.generation[block])
+
+    def link(self, block: int) -> int:
+        """One number for this block in this generation."""
+        return self.generation[block] << 32 | block
+
+    def is_linked(self, link: int) -> bool:
+        """Does the block that `link` named still hold what it held, and is it found by look-up?"""
+        block = link & 0xFFFFFFFF
+        return link == NONE or (self.generation[block] == link >> 32 and bool(self.indexed[block]))
+
+    # ------------------------------------------------------------------------------------- changes
+
+    def take(self, count: int, holder: int) -> list[int]:
+        """Grant `count` blocks to a session, evicting cached ones once no free one is left."""
+        assert count <= self.available, f"{count} blocks of {self.available} available"
+        while self.free.length < count:
+            self.evict()
+        taken = [self.free.pop() for _ in range(count)]
+        for block in taken:
+            self.generation[block] = self.generation[block] + 1 & 0xFFFFFFFF
+            self._move(block, GRANTED, holder)
+        return taken
+
+    def evict(self) -> int:
+        """Drop the least recently used cached block."""
+        block = self.cached.pop()
+        self.evictions += 1
+        self._free(block)
+        return block
+
+    def open_tail(self, block: int) -> None:
+        """A granted block enters a row."""
+        assert self.state[block] == GRANTED
+        self.refs[block] = 1
+        self._move(block, TAIL, self.holder[block])
+
+    def seal(self, block: int, place: Place, tokens: bytes) -> None:
+        """A tail's slots are all committed: from now on nobody writes them. Not yet found by look-up."""
+        assert self.state[block] == TAIL
+        self._count(block, SEALED)
+        self.holder[block], self.tokens[block] = 0, tokens
+        self.depth[block], self.parent[block], self.key[block], self.parent_key[block] = place
+        self._store.put(self._tokens_at + block * self.block_size * 4, tokens)
+        self._put_full(block)
+
+    def index(self, block: int) -> None:
+        """Let look-ups find a sealed block; its key is not taken."""
+        assert self.key[block] not in self.by_key
+        self.by_key[self.key[block]] = block
+        self.indexed[block] = 1
+        self._put_head(block)
+
+    def unindex(self, block: int) -> None:
+        """Look-ups find it no more. Without a user it is free then."""
+        del self.by_key[self.key[block]]
+        self.indexed[block] = 0
+        if self.refs[block] == 0:
+            self.cached.remove(block)
+            self._free(block)
+        else:
+            self._put_head(block)
+
+    def share(self, block: int) -> None:
+        """One more row refers to a sealed block."""
+        assert self.state[block] == SEALED
+        if self.refs[block] == 0:
+            self.cached.remove(block)
+        self.refs[block] += 1
+        self.shared += self.refs[block] == 2
+
+    def deref(self, block: int, now_ns: int, quarantine: bool = False) -> None:
+        """A row that refers to the block ends: an unused sealed block is cached, a tail is free or in quarantine."""
+        self.refs[block] -= 1
+        self.shared -= self.refs[block] == 1
+        if self.refs[block]:
+            return
+        if self.state[block] == TAIL and quarantine:
+            self._move(block, QUARANTINED, self.holder[block])
+        elif self.indexed[block]:
+            self.last_use[block] = now_ns
+            self._store.put(self._at + block * BLOCK.itemsize + USE_AT, USE.pack(now_ns))
+            self.cached.push(block)
+        else:
+            self._free(block)
+
+    def give_back(self, block: int) -> None:
+        """A granted block leaves its session's float."""
+        assert self.state[block] == GRANTED
+        self._free(block)
+
+    def quarantine_float(self, holder: int) -> None:
+        """All that is granted to a session might still be written by it."""
+        for block in self.held(holder, GRANTED):
+            self._move(block, QUARANTINED, holder)
+
+    def prove_gone(self, holder: int) -> int:
+        """The session's process cannot write any more: its quarantine ends. How many blocks came back."""
+        blocks = self.held(holder, QUARANTINED)
+        for block in blocks:
+            self._free(block)
+        return len(blocks)
+
+    def held(self, holder: int, state: int) -> list[int]:
+        """A session's blocks in one state, by id. Looks at every block: for a session's end."""
+        return [b for b, who in enumerate(self.holder) if who == holder and self.state[b] == state]
+
+    # ------------------------------------------------------------------------------------- records
+
+    def _free(self, block: int) -> None:
+        if self.indexed[block]:
+            del self.by_key[self.key[block]]
+            self.indexed[block] = 0
+        self.key[block] = self.parent_key[block] = NO_HASH
+        self.tokens[block], self.depth[block], self.parent[block] = b"", 0, NONE
+        self._move(block, FREE, 0)
+        self.free.push(block)
+
+    def _move(self, block: int, state: int, holder: int) -> None:
+        self._count(block, state)
+        self.holder[block] = holder
+        self._put_head(block)
+
+    def _count(self, block: int, state: int) -> None:
+        self.counts[self.state[block]] -= 1
+        self.counts[state] += 1
+        self.state[block] = state
+
+    def _put_head(self, b: int) -> None:
+        head = HEAD.pack(self.state[b], self.indexed[b], 0, self.generation[b], self.holder[b], self.depth[b])
+        self._store.put(self._at + b * BLOCK.itemsize, head)
+
+    def _put_full(self, b: int) -> None:
+        head = self.state[b], self.indexed[b], 0, self.generation[b], self.holder[b], self.depth[b]
+        full = FULL.pack(*head, self.last_use[b], self.parent[b], self.key[b], self.parent_key[b])
+        self._store.put(self._at + b * BLOCK.itemsize, full)
