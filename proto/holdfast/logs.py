@@ -9,6 +9,7 @@ import sys
 from typing import Any, Final
 
 import structlog
+from structlog.typing import EventDict, Processor
 
 LEVELS: Final = {
     "debug": logging.DEBUG,
@@ -24,6 +25,7 @@ def configure(process: str, log_format: str = "auto", log_level: str = "info") -
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,
+            _name(process),
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             structlog.processors.StackInfoRenderer(),
@@ -33,16 +35,27 @@ def configure(process: str, log_format: str = "auto", log_level: str = "info") -
         logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
         cache_logger_on_first_use=True,
     )
-    structlog.contextvars.bind_contextvars(process=process)
 
 
-def _pretty() -> list[Any]:
-    return [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
+def _name(process: str) -> Processor:
+    """Adds the process to every event. Not by a context variable: a new thread begins without them."""
+
+    def add(_logger: Any, _method: str, event: EventDict) -> EventDict:
+        return {"process": process, **event}
+
+    return add
 
 
-def _json() -> list[Any]:
+def _pretty() -> list[Processor]:
+    plain = structlog.dev.plain_traceback
+    return [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=plain)]
+
+
+def _json() -> list[Processor]:
+    """Tracebacks without the values of local variables: prompts and keys are among them."""
+    tracebacks = structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
     return [
-        structlog.processors.dict_tracebacks,
+        structlog.processors.ExceptionRenderer(tracebacks),
         structlog.processors.EventRenamer("message"),
         structlog.processors.JSONRenderer(),
     ]

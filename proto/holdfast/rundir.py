@@ -55,7 +55,10 @@ class RunDir:
     def prepare(self) -> "RunDir":
         """Creates the directory 0700 if it is missing; refuses one that others could enter."""
         self.worker("x" * 32)  # the longest name must fit, now rather than at the first worker
-        self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        try:
+            self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise RunDirError(f"cannot create run directory {self.path}: {error.strerror}") from None
         found = self.path.lstat()
         if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
             raise RunDirError(f"run directory {self.path} is not a directory of this user")

@@ -6,7 +6,7 @@ file, `compute: {max_num_seqs: …}`. The fields of `Common` have no section: `H
 """
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Set
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Final, Literal, TypeVar
@@ -53,7 +53,7 @@ def load(
     """The settings of one process. `flags` may hold `config` (a path) and None for flags not given."""
     given = {key: value for key, value in flags.items() if value is not None}
     path = given.pop("config", None) or environ.get("HOLDFAST_CONFIG")
-    values = from_yaml(Path(path), section) if path else {}
+    values = from_yaml(Path(path), model, section) if path else {}
     values |= from_environment(model, section, environ)
     try:
         return model.model_validate(values | given)
@@ -61,17 +61,25 @@ def load(
         raise SettingsError(explain(error, section)) from None
 
 
-def from_yaml(path: Path, section: str) -> dict[str, Any]:
-    """Top-level common keys and one section of the file."""
+def from_yaml(path: Path, model: type[Common], section: str) -> dict[str, Any]:
+    """Top-level common keys and one section of the file. Other sections are theirs to judge."""
     try:
-        document = yaml.safe_load(path.read_text("utf8")) or {}
-    except (OSError, yaml.YAMLError) as error:
+        document = yaml.safe_load(path.read_text("utf8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise SettingsError(f"cannot read {path}: {error}") from None
-    if not isinstance(document, dict):
-        raise SettingsError(f"{path}: expected a mapping with the keys {', '.join(SECTIONS)}")
-    reject_unknown(document, COMMON | set(SECTIONS), str(path))
-    common = {key: value for key, value in document.items() if key in COMMON}
-    return common | (document.get(section) or {})
+    top = mapping(document, str(path), COMMON | set(SECTIONS))
+    own = mapping(top.get(section), f"{path}, section {section}", set(model.model_fields) - COMMON)
+    return {key: value for key, value in top.items() if key in COMMON} | own
+
+
+def mapping(value: Any, where: str, known: Set[str]) -> dict[str, Any]:
+    """`value` as a mapping of known keys; nothing at all is an empty one."""
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise SettingsError(f"{where}: expected a mapping with the keys {', '.join(sorted(known))}")
+    reject_unknown(value, known, where)
+    return value
 
 
 def from_environment(model: type[Common], section: str, environ: Mapping[str, str]) -> dict[str, str]:
@@ -84,7 +92,7 @@ def from_environment(model: type[Common], section: str, environ: Mapping[str, st
     return {key: environ[name] for name, key in (common | own).items() if name in environ}
 
 
-def reject_unknown(seen: Any, known: Any, where: str) -> None:
+def reject_unknown(seen: Iterable[Any], known: Set[str], where: str) -> None:
     """SettingsError for the first name that is not known, with the nearest one that is."""
     for name in seen:
         if name not in known:
@@ -94,12 +102,17 @@ def reject_unknown(seen: Any, known: Any, where: str) -> None:
 
 
 def explain(error: ValidationError, section: str) -> str:
-    """One line per bad field, by the name its user typed."""
-    lines = []
-    for item in error.errors():
-        name = ".".join(map(str, item["loc"])) or section
-        lines.append(f"--{name.replace('_', '-')} ({section}.{name}): {item['msg']}, got {item['input']!r}")
-    return "; ".join(lines)
+    """One line per bad field, by the names its user may have typed: the flag and the key."""
+    return "; ".join(fault(item["loc"], item, section) for item in error.errors())
+
+
+def fault(place: tuple[int | str, ...], item: Mapping[str, Any], section: str) -> str:
+    if not place:  # of several fields together: the message names them
+        return f"{section}: {item['msg']}"
+    key = ".".join(map(str, place))
+    name = key if place[0] in COMMON else f"{section}.{key}"
+    got = "" if item["type"] == "missing" else f", got {item['input']!r}"
+    return f"--{key.replace('_', '-')} ({name}): {item['msg']}{got}"
 
 
 def options(model: type[Common]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
