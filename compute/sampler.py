@@ -74,7 +74,7 @@ def _draw(scores: Tensor, best: Tensor, rows: Sequence[StepRow]) -> Tensor:
     weights = scores.double()
     weights.sub_(best[:, None]).div_(heat.clamp(max=HOTTEST)[:, None]).exp_()
     weights.masked_fill_(weights < least_kept(weights, params)[:, None], 0.0)
-    running = weights.cumsum(dim=1)
+    running = weights.cumsum_(dim=1)  # in place: fresh pages cost more than the additions
     total = running[:, -1]
     positions = [row.start + len(row.token_ids) for row in rows]
     number = torch.from_numpy(uniform([param.seed for param in params], positions)).to(scores.device)
