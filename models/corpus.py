@@ -26,14 +26,14 @@ def _write_shard(path: Path, seed: int, count: int) -> Path:
     return path
 
 
-def generate(folder: Path, seed: int, documents: int, workers: int) -> list[Path]:
-    """Generate the documents in as many processes as there are workers, one file each."""
+def generate(folder: Path, seed: int, documents: int, shards: int, workers: int = 1) -> list[Path]:
+    """Generate the documents as shards, so many at a time; the text depends on the shards alone."""
     folder.mkdir(parents=True, exist_ok=True)
     # Threads only wait here: each shard is written by a generator process of its own.
     with ThreadPoolExecutor(workers) as pool:
         jobs = [
-            pool.submit(_write_shard, folder / f"{seed + i}.jsonl", seed + i, documents // workers)
-            for i in range(workers)
+            pool.submit(_write_shard, folder / f"{seed + i}.jsonl", seed + i, documents // shards)
+            for i in range(shards)
         ]
         return [job.result() for job in jobs]
 

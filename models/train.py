@@ -29,6 +29,7 @@ from torch.nn import functional
 # Held-out stories come from seeds that no training shard uses.
 HELD_OUT_SEED = 900_000_000
 LONG_PART = 0.85
+SHARDS = 16
 
 
 def say(text: str) -> None:
@@ -162,7 +163,7 @@ def held_out_loss(model: Llama, run: Tensor, length: int, limit: int) -> float:
 
 def prepare(options: argparse.Namespace, folder: Path) -> tuple[Tokenizer, Tensor, Tensor]:
     """Generate the text, train the tokenizer and encode training and held-out tokens."""
-    paths = corpus.generate(folder, options.seed * 1000, options.documents, options.workers)
+    paths = corpus.generate(folder, options.seed * 1000, options.documents, SHARDS, options.workers)
     held = corpus.generate(folder, HELD_OUT_SEED + options.seed, 1000, 1)
     say(f"generated {sum(p.stat().st_size for p in paths):,} bytes")
     tokenizer = corpus.train_tokenizer(corpus.read(paths[0])[:20_000], options.vocab)
@@ -178,7 +179,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "stories-6m")
     parser.add_argument("--device", choices=("auto", "cuda", "cpu"), default="auto")
-    parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument("--steps", type=int, default=2600)
     parser.add_argument("--minutes", type=float, default=1e9, help="stop after this time")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--documents", type=int, help="training documents to generate")
@@ -193,7 +194,7 @@ def arguments() -> argparse.Namespace:
     if options.device == "auto":
         options.device = "cuda" if torch.cuda.is_available() else "cpu"
     cuda = options.device == "cuda"
-    options.documents = options.documents or (320_000 if cuda else 60_000)
+    options.documents = options.documents or (144_000 if cuda else 60_000)
     options.rows = options.rows or (96 if cuda else 8)
     return options
 
