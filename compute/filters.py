@@ -53,9 +53,10 @@ def _cut(ordered: Tensor, mass: Tensor, top_k: Tensor, top_p: Tensor) -> tuple[T
     length = ordered.shape[1]
     running = ordered.cumsum(dim=1)
     last = top_k.clamp(max=length)[:, None] - 1
-    wanted = top_p * torch.where(
+    whole = torch.where(
         top_k <= length, running.gather(1, last)[:, 0], mass
-    )  # a top_k beyond s: see caller
+    )  # wrong for s < top_k < vocab: not settled
+    wanted = top_p * whole
     nucleus = torch.searchsorted(running, wanted[:, None])
     nucleus = torch.where(top_p[:, None] < 1.0, nucleus, last)
     floor = ordered.gather(1, torch.minimum(nucleus, last))[:, 0]

@@ -21,9 +21,8 @@ from compute.penalties import adjust, touched
 from compute.philox import uniform
 from compute.plan import Logprob, StepRow
 
-HOTTEST: Final = (
-    1e30  # a temperature above it draws evenly already; an infinite one would make NaN of banned tokens
-)
+# A temperature above it draws evenly already; an infinite one would make NaN of banned tokens.
+HOTTEST: Final = 1e30
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +70,7 @@ def _draw(scores: Tensor, best: Tensor, rows: Sequence[StepRow]) -> Tensor:
     """Token ids int64 [n], each drawn by its row's own number. A row without a finite best gives any id."""
     params = [row.sampling for row in rows]
     heat = torch.tensor([param.temperature for param in params], dtype=torch.float64, device=scores.device)
-    weights = scores.double()
+    weights = scores.to(torch.float64, copy=True)
     weights.sub_(best[:, None]).div_(heat.clamp(max=HOTTEST)[:, None]).exp_()
     weights.masked_fill_(weights < least_kept(weights, params)[:, None], 0.0)
     running = weights.cumsum_(dim=1)  # in place: fresh pages cost more than the additions

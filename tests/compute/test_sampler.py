@@ -176,8 +176,10 @@ def test_penalties_count_up_to_the_position_drawn_only():
     assert torch.equal(adjust(logits, [row]), adjust(logits, [longer]))
 
 
-def test_the_callers_logits_stay_as_they_were():
-    logits = random_logits(1, rows=4)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@torch.inference_mode()
+def test_the_callers_logits_stay_as_they_were(dtype):
+    logits = random_logits(1, rows=4).to(dtype)
     before = logits.clone()
     rows = [make_row(temperature=t, top_p=0.5, banned=b) for t in (0.0, 1.0) for b in ((), (3,))]
     tokens(logits, rows)
