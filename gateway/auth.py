@@ -114,16 +114,16 @@ class AuthInterceptor(grpc.aio.ServerInterceptor):
 
     async def intercept_service(
         self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any] | None]],
+        continuation: "Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any] | None]]",
         handler_call_details: grpc.HandlerCallDetails,
-    ) -> grpc.RpcMethodHandler[Any, Any] | None:
+    ) -> "grpc.RpcMethodHandler[Any, Any] | None":  # not subscriptable at run time
         metadata = handler_call_details.invocation_metadata or ()
         if handler_call_details.method.startswith(HEALTH) or self._keys.tenant(metadata) is not None:
             return await continuation(handler_call_details)
         return grpc.stream_stream_rpc_method_handler(refuse)  # serves calls of every shape
 
 
-async def refuse(_: Any, context: grpc.aio.ServicerContext[Any, Any]) -> None:
+async def refuse(_: Any, context: "grpc.aio.ServicerContext[Any, Any]") -> None:
     refusal = Refusal(
         grpc.StatusCode.UNAUTHENTICATED, "UNAUTHENTICATED", "a valid `authorization: Bearer KEY` is required"
     )

@@ -6,7 +6,7 @@ from typing import Protocol
 from gateway.routing import Members, Pool, Worker, WorkerKey
 from gateway.workers import unpack_ids
 from holdfast.v1 import kvmanager_pb2 as kv
-from kvmanager.messages import FinishReason, WorkerState
+from kvmanager.messages import FinishReason, SequenceId, WorkerState
 
 
 class Daemon(Protocol):
@@ -14,7 +14,7 @@ class Daemon(Protocol):
 
     async def snapshot(self, version: int, timeout_s: float) -> kv.Snapshot: ...
 
-    async def read_record(self, sequence: bytes, from_: int, timeout_s: float) -> kv.Record: ...
+    async def read_record(self, sequence: SequenceId, from_: int, timeout_s: float) -> kv.Record: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +67,7 @@ def from_pool(info: kv.PoolInfo) -> Pool:
 
 
 async def read_record(daemon: Daemon, sequence: bytes, first: int, timeout_s: float) -> Recorded:
-    record = await daemon.read_record(sequence, first, timeout_s)
+    record = await daemon.read_record(SequenceId(sequence), first, timeout_s)
     return Recorded(
         getattr(record, "from"),  # a keyword in Python
         unpack_ids(record.token_ids),

@@ -56,7 +56,7 @@ class Gateway:
         self._context = zmq.asyncio.Context()
         self._daemon = AsyncDaemonClient(self._context, settings.sockets)
         self.fleet = Fleet(self._context, self._daemon, settings.model_name)
-        self._health = health.aio.HealthServicer()
+        self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]  # re-exported without saying so
         self._tasks: list[asyncio.Task[None]] = []
         self._server = self._build_server(keys)
         self.port = 0

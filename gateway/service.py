@@ -5,7 +5,7 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import grpc
 import structlog
@@ -23,7 +23,7 @@ from holdfast.v1 import generate_pb2_grpc as pb_grpc
 
 Q = TypeVar("Q")
 R = TypeVar("R")
-Context = grpc.aio.ServicerContext[Any, Any]
+Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
 
 class GenerateService(pb_grpc.GenerateServiceServicer):
