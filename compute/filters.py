@@ -53,9 +53,8 @@ def _cut(ordered: Tensor, mass: Tensor, top_k: Tensor, top_p: Tensor) -> tuple[T
     length = ordered.shape[1]
     running = ordered.cumsum(dim=1)
     last = top_k.clamp(max=length)[:, None] - 1
-    whole = torch.where(
-        top_k <= length, running.gather(1, last)[:, 0], mass
-    )  # wrong for s < top_k < vocab: not settled
+    # For s < top_k < vocab this is not the mass of the top k: such a row is not settled yet.
+    whole = torch.where(top_k <= length, running.gather(1, last)[:, 0], mass)
     wanted = top_p * whole
     nucleus = torch.searchsorted(running, wanted[:, None])
     nucleus = torch.where(top_p[:, None] < 1.0, nucleus, last)
