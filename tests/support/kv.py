@@ -1,0 +1,155 @@
+"""A worker as the pool's state sees it: numbers its messages, keeps its float, answers nothing by itself."""
+
+from collections.abc import Sequence
+
+from kvmanager.layout import Geometry, MetaLayout, PoolSpec
+from kvmanager.messages import (
+    Acked,
+    BlockRef,
+    Commit,
+    CommitEntry,
+    FinishReason,
+    Grant,
+    Granted,
+    Numbered,
+    Opened,
+    OpenOrAdopt,
+    Release,
+    Reply,
+    SequenceId,
+    SequenceRef,
+    SessionId,
+)
+from kvmanager.state import KvState
+
+TENANT = bytes(32)
+
+
+def pool_spec(num_blocks: int = 16, block_size: int = 4, **changes: object) -> PoolSpec:
+    values: dict[str, object] = {
+        "name": "default",
+        "geometry": Geometry(2, 1, 8, block_size, "float32"),
+        "num_blocks": num_blocks,
+        "model": "tiny",
+        "model_fingerprint": bytes(range(32)),
+        "device": "cpu",
+        "dtype": "float32",
+        "max_model_len": 64,
+        "max_num_seqs": 4,
+        "vocab_size": 100,
+        "nonce": b"n" * 16,
+    }
+    return PoolSpec(**(values | changes))  # type: ignore[arg-type]
+
+
+def buffer_for(spec: PoolSpec) -> bytearray:
+    return bytearray(MetaLayout(spec).total_bytes)
+
+
+def sequence_id(number: int) -> SequenceId:
+    return SequenceId(number.to_bytes(16, "big"))
+
+
+def open_message(number: int, ids: Sequence[int], max_tokens: int = 8, **changes: object) -> OpenOrAdopt:
+    values: dict[str, object] = {
+        "sequence": sequence_id(number),
+        "group": bytes(16),
+        "index": 0,
+        "request": b"request",
+        "token_ids": list(ids),
+        "max_tokens": max_tokens,
+        "priority": 0,
+        "arrival_ns": number,
+        "tenant": TENANT,
+        "request_id": f"request-{number}",
+    }
+    return OpenOrAdopt(**(values | changes))  # type: ignore[arg-type]
+
+
+class Worker:
+    """One session of a state."""
+
+    def __init__(self, state: KvState, name: str, now_ns: int = 0) -> None:
+        self.state, self.now_ns = state, now_ns
+        self.session = SessionId(name.encode().ljust(16, b"."))
+        state.attach(
+            self.session, worker_id=name, endpoint=f"worker-{name}.sock", pid=1, start_time=2, now_ns=now_ns
+        )
+        self.number = 0
+        self.float: list[BlockRef] = []
+        self.unasked: list[tuple[SessionId, Reply]] = []
+        self.open: dict[int, list[int]] = {}  # sequence → [epoch, recorded_len, kv_len, blocks]
+
+    def send(self, message: Numbered) -> Reply:
+        """The answer; what else the daemon said is in `unasked`."""
+        self.number += 1
+        first, *others = self.state.apply(self.session, self.number, message, self.now_ns)
+        assert (first.session, first.number) == (self.session, self.number)
+        assert all(other.number == 0 for other in others)
+        self.unasked = [(other.session, other.reply) for other in others]
+        return first.reply
+
+    def grant(self, count: int, starving: bool = False) -> list[int]:
+        reply = self.send(Grant(count=count, starving=starving))
+        assert isinstance(reply, Granted)
+        self.float += reply.blocks
+        return [block.id for block in reply.blocks]
+
+    def start(self, number: int, ids: Sequence[int], max_tokens: int = 8, **changes: object) -> Reply:
+        reply = self.send(open_message(number, ids, max_tokens, **changes))
+        if isinstance(reply, Opened):
+            self.open[number] = [reply.epoch, reply.recorded_len, reply.kv_len, len(reply.blocks)]
+        return reply
+
+    def entry(
+        self,
+        number: int,
+        tokens: Sequence[int] = (),
+        *,
+        preempted: bool = False,
+        finish: FinishReason = FinishReason.NONE,
+    ) -> CommitEntry:
+        """Everything recorded is computed, and `tokens` are sampled; blocks come from the float."""
+        epoch, recorded, kv_len, blocks = self.open[number]
+        after = recorded + len(tokens) - 1 if tokens else kv_len
+        need = max(0, -(-after // self.state.layout.block_size) - blocks)
+        taken, self.float = self.float[:need], self.float[need:]
+        self.open[number] = [epoch, recorded + len(tokens), 0 if preempted else after, blocks + need]
+        return CommitEntry(
+            sequence=sequence_id(number),
+            epoch=epoch,
+            base_recorded=recorded,
+            base_kv=kv_len,
+            token_ids=list(tokens),
+            kv_len=after,
+            blocks=taken,
+            preempted=preempted,
+            finish=finish,
+        )
+
+    def commit(self, *entries: CommitEntry) -> Acked:
+        reply = self.send(Commit(step=1, entries=entries))
+        assert isinstance(reply, Acked)
+        return reply
+
+    def step(self, number: int, *tokens: int) -> None:
+        assert not self.commit(self.entry(number, tokens)).refusals
+
+    def preempt(self, number: int, release: bool = True) -> None:
+        assert not self.commit(self.entry(number, preempted=True)).refusals
+        if release:
+            self.release(number)
+
+    def finish(self, number: int, release: bool = True) -> None:
+        assert not self.commit(self.entry(number, finish=FinishReason.LENGTH)).refusals
+        if release:
+            self.release(number)
+
+    def release(self, number: int) -> None:
+        reply = self.send(Release(rows=[SequenceRef(sequence_id(number), self.open[number][0])]))
+        assert isinstance(reply, Acked)
+        assert not reply.refusals
+
+    def give_back(self) -> None:
+        blocks, self.float = self.float, []
+        assert self.send(Release(blocks=blocks)) == Acked(refusals=[])
