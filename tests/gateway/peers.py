@@ -127,7 +127,9 @@ class ScriptedDaemon(Peer):
 class ScriptedWorker(Peer):
     """Runs `script` for each Submit; remembers what it was told."""
 
-    def __init__(self, context, sockets: RunDir, daemon: ScriptedDaemon, name="w1", script: Script | None = None):
+    def __init__(
+        self, context, sockets: RunDir, daemon: ScriptedDaemon, name="w1", script: Script | None = None
+    ):
         self.daemon, self.name, self.script = daemon, name, script
         self.jobs: list[Job] = []
         self.cancels: list[compute_pb2.Cancel] = []
@@ -159,7 +161,14 @@ class ScriptedWorker(Peer):
             if self.script:
                 task = asyncio.create_task(self.script(self, job))
                 self.running.add(task)
-                task.add_done_callback(self.running.discard)
+                task.add_done_callback(self.ended)
+        self.stir()
+
+    def ended(self, task):
+        self.running.discard(task)
+        self.stir()
+
+    def stir(self):
         self.heard.set()
         self.heard = asyncio.Event()
 
@@ -227,3 +236,15 @@ async def one_by_one(worker, job):
 
 async def silent(worker, job):
     """A script: says nothing."""
+
+
+async def collect(stream):
+    return [chunk async for chunk in stream]
+
+
+def ids_of(chunks, index=0):
+    return [i for c in chunks if c.index == index for i in c.token_ids]
+
+
+def text_of(chunks, index=0):
+    return "".join(c.text for c in chunks if c.index == index)
