@@ -125,7 +125,7 @@ class Attachments:
                 raise Conflict(
                     f"worker_id: {spec.worker_id} is attached already, pid {other.pid}", pid=other.pid
                 )
-        if len(self._workers.of_pool(pool)) >= self._settings.max_workers:
+        if sum(not other.lost for other in self._workers.of_pool(pool)) >= self._settings.max_workers:
             raise ResourceExhausted(
                 f"--max-workers {self._settings.max_workers} are attached to {pool.spec.name}"
             )

@@ -1,15 +1,13 @@
 """The daemon process: wires the parts together, takes over what a former daemon left, and runs the loop.
 
-`python -m kvmanager.daemon SETTINGS-AS-JSON` is how the keeper starts it. It owns no memory that would be lost with
-it: everything is a descriptor at the keeper, and without a keeper it ends.
+It owns no memory that would be lost with it: everything is a descriptor at the keeper, and without a keeper it ends.
 """
 
 import os
 import signal
 import socket
-import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import Any, Final
 
@@ -22,7 +20,7 @@ from kvmanager import fds
 from kvmanager.admin import HANDLERS
 from kvmanager.attachments import Attachments
 from kvmanager.config import KvManagerSettings
-from kvmanager.keeper_link import KeeperError, KeeperLink
+from kvmanager.keeper_link import KeeperBusy, KeeperError, KeeperLink
 from kvmanager.liveness import Watch
 from kvmanager.loop import Loop
 from kvmanager.memory import MemfdExporter
@@ -36,7 +34,7 @@ from kvmanager.workers import Worker, Workers, readable
 BEAT_S: Final = 0.2
 EXPIRE_S: Final = 1.0
 EXIT_ERROR: Final = 1
-EXIT_USAGE: Final = 2
+START_CODES: Final = {RunDirError: 2, KeeperError: EXIT_ERROR, KeeperBusy: 7}
 
 log = structlog.get_logger()
 
@@ -182,19 +180,15 @@ def former_worker(pool: Pool, session: Any, pidfd: int) -> Worker:
 
 
 def run(settings: KvManagerSettings) -> int:
-    """The daemon, until SIGTERM. Exit codes: 0, 2 for settings it cannot use, 1 when there is no keeper."""
+    """The daemon, until SIGTERM. Exit codes: 0, 1 without a keeper, 2 for a bad run directory, 7 beside another."""
     logs.configure("kvmanager", settings.log_format, settings.log_level)
     os.umask(0o077)
     try:
-        path = settings.keeper or settings.sockets.keeper
-        keeper = KeeperLink(path)
+        keeper = KeeperLink(settings.keeper or settings.sockets.keeper)
         keeper.claim()
-    except RunDirError as error:
+    except (RunDirError, KeeperError) as error:
         log.error("cannot start", error=str(error))
-        return EXIT_USAGE
-    except KeeperError as error:
-        log.error("cannot start", error=str(error))
-        return EXIT_ERROR
+        return START_CODES[type(error)]
     daemon = Daemon(settings, keeper)
     try:
         daemon.run()
@@ -205,17 +199,3 @@ def run(settings: KvManagerSettings) -> int:
         daemon.close()
     log.info("daemon ended")
     return 0
-
-
-def argv(settings: KvManagerSettings) -> list[str]:
-    """The command with which a keeper starts a daemon with these settings."""
-    return [sys.executable, "-m", "kvmanager.daemon", settings.model_dump_json()]
-
-
-def main(arguments: Sequence[str]) -> int:
-    (document,) = arguments
-    return run(KvManagerSettings.model_validate_json(document))
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -8,7 +8,7 @@ keeper.sock, one packet an answer, to its child and to a stranger of the same us
     anything that cannot be done → NO reason
 
 The first connection that beats is the daemon; a second one is refused while the first is open. A daemon that stops
-beating is killed; a child that ends is started again, unless it says (EXIT_USAGE, EXIT_CONFLICT) that this is vain.
+beating is killed; a child that ends is started again, unless it says (EXIT_USAGE) that this is vain.
 """
 
 import os
@@ -131,7 +131,7 @@ class Keeper:
         self.selector.unregister(self.child_pidfd)
         os.close(self.child_pidfd)
         pid, self.child, self.child_pidfd = self.child.pid, None, -1
-        if self.stopping or code in (EXIT_USAGE, EXIT_CONFLICT):
+        if self.stopping or code == EXIT_USAGE:
             self.log.info("daemon ended", pid=pid, code=code)
             self.exit_code = 0 if self.stopping else code
             return

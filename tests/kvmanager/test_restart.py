@@ -1,0 +1,165 @@
+"""What a daemon's death leaves to the next one: memory, metadata, prefix hits, and workers that must still end."""
+
+import contextlib
+import mmap
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from holdfast.v1 import kvmanager_pb2 as pb
+from kvmanager.keeper_link import KeeperLink
+from kvmanager.messages import FinishReason, Release, SequenceRef
+from tests.kvmanager.processes import ENVIRON, PATIENCE_S, ROOT, Service, Worker, eventually
+
+
+@pytest.fixture
+def service():
+    with Service("--kv-memory", "4MiB") as service:
+        yield service
+
+
+def kill_daemon(service):
+    """SIGKILL, and the status of the next daemon."""
+    pid = service.status().pid
+    os.kill(pid, signal.SIGKILL)
+    return eventually(service.status, lambda status: status.pid != pid)
+
+
+def worker_script(service, *args):
+    return subprocess.Popen(
+        [sys.executable, "-m", "tests.kvmanager.worker_process", str(service.path), *args],
+        stdout=subprocess.PIPE,
+        env=ENVIRON,
+        cwd=ROOT,
+    )
+
+
+def test_memory_metadata_and_prefix_hits_outlive_the_daemon(service):
+    with Worker(service.sockets) as worker:
+        os.pwrite(worker.attachment.pool_fd, b"kv bytes", 4096)
+        first = worker.open()
+        worker.commit(worker.entry(first, finish=FinishReason.EOS))
+        worker.ask(Release(rows=[SequenceRef(first.sequence, first.epoch)]))
+        pool = worker.attachment.pool
+        status = kill_daemon(service)
+        assert [(p.name, p.blocks.cached) for p in status.pools] == [(pool, 2)]
+        assert status.boot_epoch == 2
+        request = pb.ReadRecord(sequence=first.sequence)
+        assert service.ask(request).recorded_len == 41
+        assert worker.attachment.connection.recv(1) == b""
+    with Worker(service.sockets, worker_id="w1") as worker:
+        assert worker.attachment.boot_epoch == 2
+        assert os.pread(worker.attachment.pool_fd, 8, 4096) == b"kv bytes"
+        opened = worker.open()
+        assert opened.cached_len == 32
+    assert service.fsck() == []
+
+
+def test_a_living_workers_blocks_wait_for_its_end_across_the_restart(service):
+    process = worker_script(service, "w1")
+    with contextlib.closing(process.stdout):
+        assert process.stdout.readline()
+        process.send_signal(signal.SIGSTOP)  # it cannot see that its daemon is gone
+        status = kill_daemon(service)
+        assert [(w.id, w.state) for w in status.workers] == [("w1", pb.WORKER_STATE_LOST)]
+        assert status.pools[0].blocks.quarantined == 5
+        process.kill()
+        process.wait()
+        counts = eventually(service.counts, lambda counts: counts.quarantined == 0)
+        assert counts.cached == 2
+        assert service.fsck() == []
+
+
+def test_a_worker_that_died_with_the_daemon_holds_nothing_afterwards(service):
+    process = worker_script(service, "w1")
+    with contextlib.closing(process.stdout):
+        assert process.stdout.readline()
+        daemon = service.status().pid
+        os.kill(daemon, signal.SIGSTOP)  # it must not see the worker's end
+        process.kill()
+        process.wait()
+        os.kill(daemon, signal.SIGKILL)
+        status = eventually(service.status, lambda status: status.pid != daemon)
+        assert not status.workers
+        assert status.pools[0].blocks.quarantined == 0
+        assert service.fsck() == []
+
+
+def test_metadata_that_cannot_be_trusted_costs_the_pool_and_nothing_else(service):
+    with Worker(service.sockets) as worker:
+        worker.commit(worker.entry(worker.open()))
+        spoil(service, worker.attachment.pool)
+        status = kill_daemon(service)
+    assert not status.pools
+    assert any(line["level"] == "error" for line in service.log("cannot be trusted"))
+    with Worker(service.sockets, worker_id="w1") as worker:
+        assert worker.open().cached_len == 0
+
+
+def spoil(service, pool):
+    """Overwrites block records, as no daemon would."""
+    keeper = KeeperLink(service.sockets.keeper)
+    fd = keeper.get(f"meta.{pool}")
+    with mmap.mmap(fd, 0) as memory:
+        memory[4096:8192] = os.urandom(4096)
+    os.close(fd)
+    keeper.close()
+
+
+def test_a_daemon_that_stops_beating_is_killed_and_replaced(service):
+    pid = service.status().pid
+    os.kill(pid, signal.SIGSTOP)
+    status = eventually(service.status, lambda status: status.pid != pid)
+    assert service.log("the daemon is silent")
+    assert service.fsck() == []
+    assert status.health == "SERVING"
+
+
+def test_the_daemon_ends_with_its_keeper(service):
+    pid = service.status().pid
+    service.process.kill()
+    service.process.wait()
+    eventually(lambda: not alive(pid))
+    assert service.log("the memory is the keeper's")
+
+
+def alive(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def test_a_second_daemon_on_the_same_keeper_is_refused(service):
+    pid = service.status().pid
+    second = subprocess.run(
+        [sys.executable, "-m", "kvmanager", "serve", *service.flags, "--keeper", str(service.sockets.keeper)],
+        check=False,
+        env=ENVIRON,
+        cwd=ROOT,
+        timeout=PATIENCE_S,
+        capture_output=True,
+        text=True,
+    )
+    assert second.returncode == 7
+    assert "another daemon" in second.stderr
+    assert service.status().pid == pid
+
+
+def test_a_keeper_and_its_daemon_may_be_started_apart(service):
+    """`kvmanager keeper`, and beside it `kvmanager serve --keeper SOCKET`, killed and started again."""
+    service.close()
+    with Service(keeper_only=True) as apart:
+        for boot in (1, 2):
+            daemon = apart.start("--keeper", str(apart.sockets.keeper), "--kv-memory", "4MiB")
+            with Worker(apart.sockets, worker_id=f"w{boot}") as worker:
+                assert worker.attachment.boot_epoch == boot
+                opened = worker.open()
+                assert opened.cached_len == (0, 32)[boot - 1]
+                worker.commit(worker.entry(opened))
+            daemon.kill()
+            daemon.wait()
