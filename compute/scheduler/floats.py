@@ -1,11 +1,11 @@
 """The float: blocks granted to this worker in advance, so that no step waits for the daemon (PROTOCOL 1).
 
-    target = decode ahead + the blocks of the next prefill chunks
-    decode ahead = blocks for 2 s at the measured token rate, at least one for each sequence that needs one soon, at
-                   most 1/8 of the pool
+    target = decode ahead + the blocks of the next prefill chunks, at most 1/8 of the pool
+    decode ahead = blocks for 2 s at the measured token rate, at least one for each sequence that decodes
 
-Refilled below half, in the background, one Grant on its way at a time. A Grant that brought less than asked is
-repeated only after blocks were given back or 100 ms later: the daemon has nothing before that.
+Refilled below half, in the background, one Grant on its way at a time. A Grant that brought less than asked is repeated
+when blocks came free, or 100 ms later. A starving one asks for what the step lacks and no more; if it brought nothing,
+the daemon remembers it and sends blocks unasked.
 """
 
 from collections import deque
@@ -25,12 +25,16 @@ class Float:
         self._free: deque[BlockRef] = deque()
         self._block_size = block_size
         self.cap = max(1, num_blocks // POOL_SHARE)
-        self._asked = 0
+        self._asked: Grant | None = None
+        self._dry = False  # the last Grant brought less than asked
+        self._remembered = False  # the daemon knows that we starve
         self._retry_at_ns = 0
-        self._dry = False  # the last Grant brought less than was asked
 
     def __len__(self) -> int:
         return len(self._free)
+
+    def block_ids(self) -> list[int]:
+        return [block.id for block in self._free]
 
     def take(self, count: int) -> list[BlockRef]:
         """At most `count` blocks."""
@@ -43,34 +47,50 @@ class Float:
     def granted(self, blocks: Sequence[BlockRef], now_ns: int) -> None:
         """The answer to our Grant."""
         self._free.extend(blocks)
-        self._dry = len(blocks) < self._asked
-        self._asked = 0
-        self._retry_at_ns = now_ns + RETRY_NS
+        asked, self._asked = self._asked, None
+        if asked is not None:
+            self._dry = len(blocks) < asked.count
+            self._remembered = asked.starving and not blocks
+            self._retry_at_ns = now_ns + RETRY_NS
 
     def topped_up(self, blocks: Sequence[BlockRef]) -> None:
-        """Blocks that nobody asked for: they came with an acknowledgement."""
-        self._free.extend(blocks)
+        """Blocks that came unasked, or with an acknowledgement."""
+        if blocks:
+            self._free.extend(blocks)
+            self._dry = self._remembered = False
 
     def retry(self) -> None:
-        """Blocks came free somewhere: asking again may help."""
+        """Blocks came free, or moved from our float into a row: asking again may help."""
         self._dry = False
 
     def next_retry_ns(self) -> int | None:
-        return self._retry_at_ns if self._dry else None
+        return self._retry_at_ns if self._dry or self._remembered else None
 
-    def target(self, tokens_per_second: float, needed_soon: int, chunk_blocks: int) -> int:
-        """Blocks to hold, for sequences that cross a block boundary soon and chunks that are next."""
-        ahead = -(-int(DECODE_AHEAD_S * tokens_per_second) // self._block_size)
-        return min(max(ahead, needed_soon), self.cap) + chunk_blocks
+    def target(self, tokens_per_second: float, decoding: int, chunk_blocks: int) -> int:
+        """Blocks to hold."""
+        return min(self._ahead(tokens_per_second, decoding) + chunk_blocks, self.cap)
+
+    def reserve(self, tokens_per_second: float, decoding: int) -> int:
+        """Blocks that prefill leaves to decodes: in a small pool not all of the float, or prefill would never run."""
+        return min(self._ahead(tokens_per_second, decoding), self.cap // 2)
+
+    def _ahead(self, tokens_per_second: float, decoding: int) -> int:
+        return max(-(-int(DECODE_AHEAD_S * tokens_per_second) // self._block_size), decoding)
 
     def order(self, target: int, short: int, now_ns: int, *, starving: bool) -> Grant | None:
         """What to ask for now. `short`: blocks that the present step wanted and did not get."""
-        if self._asked or (self._dry and now_ns < self._retry_at_ns):
-            return None
-        if not short and 2 * len(self._free) >= target:
-            return None
-        self._asked = max(target - len(self._free), short, 1)
-        return Grant(count=self._asked, starving=starving)
+        if self._asked is None:
+            count = self._lacking(target, short, starving, late=now_ns >= self._retry_at_ns)
+            self._asked = Grant(count=count, starving=starving) if count > 0 else None
+            return self._asked
+        return None
+
+    def _lacking(self, target: int, short: int, starving: bool, late: bool) -> int:
+        if starving:
+            return 0 if self._remembered and not late else short
+        if (self._dry and not late) or not (short or 2 * len(self._free) < target):
+            return 0
+        return target - len(self._free)
 
     def surplus(self, target: int) -> list[BlockRef]:
         """Blocks above twice the target: a little more than needed is not worth a message."""

@@ -13,6 +13,7 @@ from compute.scheduler.floats import Float
 from compute.scheduler.limits import Limits
 from compute.scheduler.outcome import Outcome
 from compute.scheduler.progress import Progress, Waits
+from compute.scheduler.rehearsal import rehearsal
 from compute.scheduler.results import commit_entry, token_event
 from compute.scheduler.roster import Roster
 from compute.scheduler.sequence import Phase, Sequence
@@ -124,6 +125,10 @@ class Scheduler:
         """Blocks that answer our Grant."""
         self._float.granted(granted.blocks, now_ns)
 
+    def topped_up(self, granted: Granted) -> None:
+        """Blocks that came unasked, for a step that starved."""
+        self._float.topped_up(granted.blocks)
+
     def revoke(self, sequence_id: SequenceId, epoch: int, now_ns: int) -> None:
         """Gives a row back at this boundary; the sequence is resumed with all its tokens."""
         sequence = self._roster.live.get(sequence_id)
@@ -139,7 +144,13 @@ class Scheduler:
         if isinstance(message, Release):
             self._roster.waiting.retry()
             self._float.retry()
-        if isinstance(message, Commit) and refusals:
+        elif isinstance(message, Commit):
+            self._committed(message, refusals)
+
+    def _committed(self, message: Commit, refusals: ListLike[Refusal]) -> None:
+        if any(entry.blocks for entry in message.entries):
+            self._float.retry()
+        if refusals:
             entries = {entry.sequence: entry for entry in message.entries}
             for refusal in refusals:
                 if refusal.sequence in entries:
@@ -172,6 +183,12 @@ class Scheduler:
             return None
         self._launch(now_ns)
         return StepPlan(self.progress.step, self._batch.rows)
+
+    def rehearsal(self) -> list[StepPlan]:
+        """Plans to warm a runner up with, before the first step; none while the float is empty."""
+        assert self.progress.step == 0, "steps have run"
+        blocks = self._float.block_ids()
+        return rehearsal(blocks, self._limits) if blocks else []
 
     def held_back(self, now_ns: int) -> None:
         """No step may be launched because too much is unacknowledged; the next one counts as waited."""
@@ -264,14 +281,17 @@ class Scheduler:
 
     def _reserve(self) -> int:
         """Blocks that prefill leaves to decodes."""
-        return self._float.target(self.progress.tokens_per_second, self._decoding(), 0)
+        return self._float.reserve(self.progress.tokens_per_second, self._decoding())
 
     def _target(self) -> int:
-        pending = sum(sequence.remaining for sequence in self._roster.running if sequence.remaining > 1)
+        """Idle, only the first chunk of the next request: the same that `settle` leaves, or both would fight."""
+        running = self._roster.running
+        if not running:
+            return self._idle_chunk
+        pending = sum(sequence.remaining for sequence in running if sequence.remaining > 1)
         chunk = self._limits.blocks_for(min(pending, self._limits.max_num_batched_tokens))
-        return self._float.target(
-            self.progress.tokens_per_second, self._decoding(), max(chunk, self._idle_chunk)
-        )
+        rate = self.progress.tokens_per_second
+        return self._float.target(rate, self._decoding(), max(chunk, self._idle_chunk))
 
     def _starving(self) -> bool:
         """Nothing can run for want of blocks, or somebody runs whom a sequence without a block outranks."""

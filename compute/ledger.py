@@ -1,0 +1,77 @@
+"""Shown after recorded: holds what each message to the daemon lets the gateways see, until it is acknowledged.
+
+    step N:   Commit(N) ──> daemon          Tokens(N) wait here
+              Acked(N)  <── daemon          Tokens(N) leave, without the entries that were refused
+
+Pure. The daemon answers in the order of the numbers; an answer to n stands for everything before n too.
+"""
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from compute.scheduler import Rejection, TokenEvent
+from kvmanager.errors import KvError
+from kvmanager.messages import Acked, Numbered, Refusal
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """One message on its way. `step` and `events`: what its acknowledgement lets out."""
+
+    number: int
+    message: Numbered
+    step: int = 0
+    events: Sequence[TokenEvent] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """What may leave now."""
+
+    held: Held
+    events: Sequence[TokenEvent]
+    rejections: Sequence[Rejection]
+
+
+class Ledger:
+    def __init__(self) -> None:
+        self._held: deque[Held] = deque()
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    def sent(self, held: Held) -> None:
+        self._held.append(held)
+
+    def answered(self, number: int, refusals: Sequence[Refusal] = ()) -> list[Shown]:
+        """Everything up to `number` is recorded, but for the refused entries of `number` itself."""
+        shown = []
+        while self._held and self._held[0].number <= number:
+            held = self._held.popleft()
+            shown.append(judge(held, refusals if held.number == number else ()))
+        return shown
+
+
+def judge(held: Held, refusals: Sequence[Refusal]) -> Shown:
+    """Without refused entries. Where a sequence's end was refused, its end is the refusal."""
+    refused = {refusal.sequence: refusal for refusal in refusals}
+    events = [event for event in held.events if event.sequence not in refused]
+    lost = [event for event in held.events if event.sequence in refused and event.finish]
+    return Shown(held, events, [refused_end(event, refused[event.sequence]) for event in lost])
+
+
+def refused_end(event: TokenEvent, refusal: Refusal) -> Rejection:
+    return Rejection(
+        sequence=event.sequence,
+        client=event.client,
+        code=refusal.code,
+        message=f"the daemon refused the last commit: {refusal.message}",
+    )
+
+
+def acked(reply: object) -> Acked:
+    """An acknowledgement, whatever answered the message."""
+    if isinstance(reply, Acked):
+        return reply
+    raise KvError(f"the daemon answered with {type(reply).__name__}, expected Acked")

@@ -1,0 +1,187 @@
+"""The step thread: inbox → scheduler → runner → outbox, one step after the other, asleep when there is nothing to run.
+
+Owns the scheduler and the runner; touches no socket. Its few public fields are read by the I/O thread for heartbeats.
+What it cannot handle ends it, and it says so: a worker that computes nothing must not look alive.
+"""
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Final, Protocol
+
+from compute.mailbox import (
+    Applied,
+    Canceled,
+    Crashed,
+    Draining,
+    Inbox,
+    Orders,
+    Outbox,
+    Stop,
+    Submitted,
+    ToLink,
+    ToStep,
+    Unasked,
+)
+from compute.plan import StepPlan, StepResult
+from compute.scheduler import Outcome, Scheduler
+from kvmanager.errors import KvError
+from kvmanager.messages import Drain, Granted, Opened, Refused, Reply, Revoke, Wait, WorkerState
+
+MAX_UNACKED: Final = 2048  # messages: more than 2 s of the fastest steps, less than the link's queue
+WARM_UP_S: Final = 5.0  # at most this long for blocks to warm up with
+MIN_BOUND_MS: Final = 1500
+
+
+class Steps(Protocol):
+    """What runs a plan: compute.runner.Runner."""
+
+    def run(self, plan: StepPlan) -> StepResult: ...
+
+
+class Worker:
+    """`load` gives the runner; it is called in the step thread, which takes as long as it takes."""
+
+    def __init__(
+        self, scheduler: Scheduler, load: Callable[[], Steps], inbox: Inbox[ToStep], outbox: Outbox[ToLink]
+    ) -> None:
+        self.state = WorkerState.WARMING
+        self.stepping = 0  # tokens of the step that runs now
+        self.scheduler = scheduler
+        self._load = load
+        self._inbox = inbox
+        self._outbox = outbox
+        self._unacked = 0
+        self._stopping = False
+        self._thread = threading.Thread(target=self._main, name="step", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def join(self, timeout_s: float) -> bool:
+        """Whether the thread has ended."""
+        self._thread.join(timeout_s)
+        return not self._thread.is_alive()
+
+    @property
+    def bound_ms(self) -> int:
+        """Silence of the step counter that means "hung"."""
+        expected_ms = 1000 * self.stepping * self.scheduler.progress.seconds_per_token
+        return max(MIN_BOUND_MS, min(600_000, int(10 * expected_ms)))
+
+    def _main(self) -> None:
+        try:
+            runner = self._load()
+            self._warm_up(runner)
+            self._loop(runner)
+        except BaseException as error:  # noqa: BLE001 - told, and the process ends
+            self._outbox.put(Crashed(error))
+
+    def _warm_up(self, runner: Steps) -> None:
+        """The first step of a process is slow; let it be one that nobody waits for."""
+        deadline = time.monotonic() + WARM_UP_S
+        while not self._stopping and (left := deadline - time.monotonic()) > 0:
+            self._say_orders()
+            plans = self.scheduler.rehearsal()
+            if plans:
+                for plan in plans:
+                    runner.run(plan)
+                break
+            self._take(left)
+        if self.state is WorkerState.WARMING:
+            self.state = WorkerState.READY
+        self._outbox.wake()
+
+    def _loop(self, runner: Steps) -> None:
+        while not self._stopping:
+            self._take(0.0)
+            plan = self._next_plan()
+            if plan is None:
+                self._rest()
+            else:
+                self._step(runner, plan)
+
+    def _next_plan(self) -> StepPlan | None:
+        now = time.monotonic_ns()
+        if self._unacked >= MAX_UNACKED:
+            self.scheduler.held_back(now)
+            return None
+        plan = self.scheduler.plan(now)
+        self._say_orders()
+        if plan is None:
+            self._say(self.scheduler.settle())
+        return plan
+
+    def _step(self, runner: Steps, plan: StepPlan) -> None:
+        self.stepping = plan.num_tokens
+        result = runner.run(plan)
+        outcome = self.scheduler.advance(plan, result, time.monotonic_ns())
+        self.stepping = 0
+        self._say(outcome)
+
+    def _rest(self) -> None:
+        tick = self.scheduler.next_tick_ns()
+        self._take(None if tick is None else max(0.001, (tick - time.monotonic_ns()) / 1e9))
+
+    # ------------------------------------------------------------------------------------------- out
+
+    def _say_orders(self) -> None:
+        orders = self.scheduler.orders(time.monotonic_ns())
+        if orders:
+            self._unacked += len(orders)
+            self._outbox.put(Orders(orders))
+
+    def _say(self, outcome: Outcome) -> None:
+        self._unacked += (outcome.commit is not None) + (outcome.release is not None)
+        if outcome.commit or outcome.release or outcome.events or outcome.rejections or outcome.ended:
+            self._outbox.put(outcome)
+
+    # -------------------------------------------------------------------------------------------- in
+
+    def _take(self, timeout_s: float | None) -> None:
+        for item in self._inbox.take(timeout_s):
+            self._handle(item)
+
+    def _handle(self, item: ToStep) -> None:
+        now = time.monotonic_ns()
+        scheduler = self.scheduler
+        if isinstance(item, Applied | Granted | Opened | Wait | Refused):
+            self._unacked -= 1
+        match item:
+            case Submitted(request):
+                scheduler.submit(request)
+            case Canceled(sequence, reason):
+                scheduler.cancel(sequence, reason)
+            case Applied(message, reply):
+                scheduler.acked(message, reply.refusals, reply.granted)
+            case Granted():
+                scheduler.granted(item, now)
+            case Opened():
+                scheduler.opened(item)
+            case Wait():
+                scheduler.wait(item, now)
+            case Refused():
+                scheduler.refused(item)
+            case Unasked(reply):
+                self._handle_unasked(reply, now)
+            case Draining():
+                self._drain()
+            case Stop():
+                self._stopping = True
+            case _:
+                raise KvError(f"the daemon answered with {type(item).__name__}")
+
+    def _handle_unasked(self, reply: Reply, now_ns: int) -> None:
+        match reply:
+            case Granted():
+                self.scheduler.topped_up(reply)
+            case Revoke(sequence=sequence, epoch=epoch):
+                self.scheduler.revoke(sequence, epoch, now_ns)
+            case Drain():
+                self._drain()
+            case _:
+                raise KvError(f"the daemon sent {type(reply).__name__} unasked")
+
+    def _drain(self) -> None:
+        self.state = WorkerState.DRAINING
+        self.scheduler.drain()

@@ -1,0 +1,131 @@
+"""Whatever happens between the scheduler and the daemon's own KvState, every request ends once and as if it were alone."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from compute.request import Request
+from kvmanager.messages import FinishReason, Revoke
+from tests.support.scheduling import Pair, expected_output, make_request
+
+PREFIXES = ([], [5] * 4, [5] * 9, [6, 7, 8, 9] * 3)
+
+
+@dataclass(frozen=True)
+class Ask:
+    """A request to come."""
+
+    prefix: int
+    tail: tuple[int, ...]
+    priority: int
+    max_tokens: int
+    min_tokens: int
+    stop_ids: frozenset[int]
+
+    def request(self, number: int) -> Request:
+        return make_request(
+            number,
+            [*PREFIXES[self.prefix], *self.tail],
+            priority=self.priority,
+            max_tokens=self.max_tokens,
+            min_tokens=min(self.min_tokens, self.max_tokens),
+            stop_token_ids=self.stop_ids,
+        )
+
+
+asks = st.builds(
+    Ask,
+    prefix=st.integers(0, len(PREFIXES) - 1),
+    tail=st.lists(st.integers(2, 9), min_size=1, max_size=9).map(tuple),
+    priority=st.integers(-1, 1),
+    max_tokens=st.integers(1, 14),
+    min_tokens=st.integers(0, 6),
+    stop_ids=st.frozensets(st.integers(2, 60), max_size=2),
+)
+events = st.one_of(
+    asks,
+    st.tuples(st.just("turn"), st.integers(1, 4)),
+    st.tuples(st.just("deliver"), st.integers(0, 6), st.integers(0, 6)),
+    st.tuples(st.just("cancel"), st.integers(0, 30)),
+    st.tuples(st.just("revoke"), st.integers(0, 30)),
+    st.tuples(st.just("flush")),
+)
+shapes = st.tuples(st.sampled_from((9, 12, 40)), st.integers(1, 5), st.sampled_from((1, 3, 16)))
+
+
+class Story:
+    """Plays events on a pair and remembers what was asked."""
+
+    def __init__(self, pair: Pair) -> None:
+        self.pair = pair
+        self.requests: list[Request] = []
+        self.canceled: set[bytes] = set()
+
+    def play(self, event: object) -> None:
+        pair = self.pair
+        match event:
+            case Ask():
+                self.requests.append(event.request(len(self.requests) + 1))
+                pair.submit(self.requests[-1])
+            case ("turn", count):
+                for _ in range(count):
+                    pair.turn()
+            case ("deliver", up, down):
+                pair.deliver(up, down)
+            case ("flush",):
+                pair.state.flush()
+            case (what, index) if self.requests:
+                self.about(what, self.requests[index % len(self.requests)])
+
+    def about(self, what: str, request: Request) -> None:
+        pair = self.pair
+        if what == "cancel":
+            pair.scheduler.cancel(request.sequence, FinishReason.CANCELLED)
+            self.canceled.add(request.sequence)
+        elif what == "revoke":
+            found = [s for s in pair.state.sequences() if s.id == request.sequence and s.state == "open"]
+            pair.down.extend((0, Revoke(sequence=one.id, epoch=one.epoch)) for one in found)
+
+
+def check(story: Story) -> None:
+    pair = story.pair
+    assert pair.refusals == []
+    assert pair.rejected == []
+    assert pair.used_blocks() == 0
+    assert pair.state.check_integrity() == []
+    assert pair.state.live_sequences == 0
+    for request in story.requests:
+        tokens, finish = expected_output(request)
+        got, ends = pair.output(request), pair.ends(request)
+        if request.sequence in story.canceled and ends == [FinishReason.CANCELLED]:
+            assert got == tokens[: len(got)]
+        else:
+            assert (got, ends) == (tokens, [finish])
+
+
+@settings(max_examples=250, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(shapes, st.lists(events, max_size=40))
+def test_every_request_ends_once_with_its_own_tokens(shape: tuple[int, int, int], script: Sequence[object]) -> None:
+    """No leak, no deadlock, no refused commit, the float bounded; cancels, revokes, waits and delays change no token."""
+    blocks, seqs, budget = shape
+    story = Story(Pair(num_blocks=blocks, max_num_seqs=seqs, max_tokens=budget))
+    for event in script:
+        story.play(event)
+    story.pair.run()
+    check(story)
+
+
+@pytest.mark.full
+@settings(max_examples=5000, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(shapes, st.lists(events, max_size=80))
+def test_the_same_for_longer(shape: tuple[int, int, int], script: Sequence[object]) -> None:
+    """The same property over many more and longer stories."""
+    blocks, seqs, budget = shape
+    story = Story(Pair(num_blocks=blocks, max_num_seqs=seqs, max_tokens=budget))
+    for event in script:
+        story.play(event)
+    story.pair.run()
+    check(story)

@@ -1,0 +1,226 @@
+"""A scheduler and a real KvState in one thread, with the link between them as two queues that a test may hold up.
+
+The runner is a function of the history, so every sequence's tokens are known beforehand whatever was batched,
+chunked, cached or preempted.
+"""
+
+import hashlib
+from collections import deque
+from collections.abc import Sequence
+
+from compute.plan import RowResult, StepPlan, StepResult, StepRow
+from compute.request import Request, SamplingParams, StopRules
+from compute.scheduler import Limits, Outcome, Rejection, Scheduler, TokenEvent
+from kvmanager.layout import Geometry, MetaLayout, PoolSpec
+from kvmanager.messages import (
+    Acked,
+    Commit,
+    FinishReason,
+    Granted,
+    Numbered,
+    Opened,
+    Refused,
+    Release,
+    Reply,
+    Revoke,
+    SequenceId,
+    SessionId,
+    Wait,
+)
+from kvmanager.state import KvState
+
+VOCAB = 64
+EOS = 1
+SESSION = SessionId(b"s" * 16)
+STEP_NS = 10_000_000
+
+
+def next_token(history: Sequence[int], banned: frozenset[int] = frozenset()) -> int:
+    """The 'model': every token depends on all before it."""
+    digest = hashlib.sha256(bytes(history)).digest()
+    return next(byte % VOCAB for byte in digest if byte % VOCAB not in banned)
+
+
+def expected_output(request: Request, max_model_len: int = 10_000) -> tuple[list[int], FinishReason]:
+    """What `request` gives if it is left alone."""
+    tokens = list(request.prompt)
+    stop = request.stop
+    forbidden = stop.stop_token_ids | {EOS}
+    while True:
+        output = len(tokens) - len(request.prompt)
+        token = next_token(tokens, forbidden if output < stop.min_tokens else frozenset())
+        tokens.append(token)
+        made = tokens[len(request.prompt) :]
+        if token in stop.stop_token_ids:
+            return made, FinishReason.STOP
+        if token == EOS and not stop.ignore_eos:
+            return made, FinishReason.EOS
+        if len(made) >= stop.max_tokens or len(tokens) >= max_model_len:
+            return made, FinishReason.LENGTH
+
+
+def make_request(number: int, prompt: Sequence[int] = (2, 3, 4), *, priority: int = 0, **stop: object) -> Request:
+    rules = StopRules(**({"max_tokens": 8} | stop))  # type: ignore[arg-type]
+    return Request(
+        sequence=SequenceId(number.to_bytes(16, "big")),
+        group=bytes(16),
+        index=0,
+        request_id=f"r{number}",
+        prompt=tuple(prompt),
+        sampling=SamplingParams(temperature=0.0),
+        stop=rules,
+        priority=priority,
+        arrival_ns=number,
+        client=b"gateway",
+    )
+
+
+class Pair:
+    """`turn` is one boundary and perhaps one step; `deliver` moves messages both ways."""
+
+    def __init__(self, num_blocks: int = 16, block_size: int = 4, max_num_seqs: int = 4, max_tokens: int = 16) -> None:
+        self.limits = Limits(
+            max_num_seqs=max_num_seqs,
+            max_num_batched_tokens=max_tokens,
+            max_model_len=256,
+            block_size=block_size,
+            num_blocks=num_blocks,
+            eos_ids=frozenset({EOS}),
+            vocab_size=VOCAB,
+        )
+        spec = PoolSpec(
+            name="pool",
+            geometry=Geometry(1, 1, 2, block_size, "float32"),
+            num_blocks=num_blocks,
+            model="m",
+            model_fingerprint=bytes(32),
+            device="cpu",
+            dtype="float32",
+            max_model_len=256,
+            max_num_seqs=max_num_seqs,
+            vocab_size=VOCAB,
+            nonce=bytes(16),
+        )
+        self.state = KvState.create(bytearray(MetaLayout(spec).total_bytes), spec, 0)
+        self.state.attach(SESSION, worker_id="w", endpoint="e", pid=1, start_time=1, now_ns=0)
+        self.scheduler = Scheduler(self.limits)
+        self.now = 1_000_000_000
+        self.number = 0
+        self.up: deque[tuple[int, Numbered, Sequence[TokenEvent]]] = deque()
+        self.down: deque[tuple[int, Reply]] = deque()
+        self.sent: dict[int, tuple[Numbered, Sequence[TokenEvent]]] = {}
+        self.shown: list[TokenEvent] = []
+        self.rejected: list[Rejection] = []
+        self.plans: list[StepPlan] = []
+        self.refusals: list[object] = []
+        self.max_float = 0
+        self.failing: set[SequenceId] = set()  # their rows come back with an error
+
+    # ---------------------------------------------------------------------------------- the worker's side
+
+    def submit(self, *requests: Request) -> None:
+        for request in requests:
+            self.scheduler.submit(request)
+
+    def turn(self) -> StepPlan | None:
+        """One boundary and, if something can run, one step."""
+        self.now += STEP_NS
+        plan = self.scheduler.plan(self.now)
+        for message in self.scheduler.orders(self.now):
+            self._send(message)
+        if plan is None:
+            self._say(self.scheduler.settle())
+            return None
+        self.plans.append(plan)
+        result = StepResult([self._run(row) for row in plan.rows])
+        self.now += STEP_NS
+        self._say(self.scheduler.advance(plan, result, self.now))
+        return plan
+
+    def _run(self, row: StepRow) -> RowResult:
+        assert len(row.blocks) * self.limits.block_size >= row.start + len(row.token_ids)
+        assert list(row.history[row.start :]) == list(row.token_ids)
+        if row.sequence in self.failing:
+            return RowResult(error="not a number")
+        return RowResult(token_id=next_token(row.history, row.banned) if row.sample else None)
+
+    def _say(self, outcome: Outcome) -> None:
+        if outcome.commit is not None:
+            self._send(outcome.commit, outcome.events)
+        else:
+            self.shown.extend(outcome.events)
+        if outcome.release is not None:
+            self._send(outcome.release)
+        self.rejected.extend(outcome.rejections)
+
+    def _send(self, message: Numbered, events: Sequence[TokenEvent] = ()) -> None:
+        self.number += 1
+        self.up.append((self.number, message, events))
+
+    # ------------------------------------------------------------------------------------------- the link
+
+    def deliver(self, up: int = 1000, down: int = 1000) -> None:
+        for _ in range(min(up, len(self.up))):
+            number, message, events = self.up.popleft()
+            self.sent[number] = (message, events)
+            for outgoing in self.state.apply(SESSION, number, message, self.now):
+                self.down.append((outgoing.number, outgoing.reply))
+            self.max_float = max(self.max_float, self.state.counts().granted)
+        for _ in range(min(down, len(self.down))):
+            self._hear(*self.down.popleft())
+
+    def _hear(self, number: int, reply: Reply) -> None:
+        match reply:
+            case Acked():
+                message, events = self.sent[number]
+                self.refusals.extend(reply.refusals)
+                self.shown.extend(events)
+                assert isinstance(message, Commit | Release)
+                self.scheduler.acked(message, reply.refusals, reply.granted)
+            case Granted() if number:
+                self.scheduler.granted(reply, self.now)
+            case Granted():
+                self.scheduler.topped_up(reply)
+            case Opened():
+                self.scheduler.opened(reply)
+            case Wait():
+                self.scheduler.wait(reply, self.now)
+            case Refused():
+                self.scheduler.refused(reply)
+            case Revoke():
+                self.scheduler.revoke(reply.sequence, reply.epoch, self.now)
+            case _:
+                raise AssertionError(reply)
+
+    # --------------------------------------------------------------------------------------------- results
+
+    def run(self, turns: int = 5000) -> None:
+        """Until nothing is live and nothing is under way."""
+        quiet = 0
+        for _ in range(turns):
+            sent = self.number
+            self.turn()
+            self.deliver()
+            quiet = quiet + 1 if self.scheduler.idle and self.number == sent else 0
+            if quiet == 3:  # what the last delivery brought was answered, too
+                return
+        raise AssertionError("no end in sight: a deadlock")
+
+    def output(self, request: Request) -> list[int]:
+        """The tokens shown, each position once and in order."""
+        tokens: list[int] = []
+        for event in self.shown:
+            if event.sequence == request.sequence:
+                assert not event.token_ids or event.first_position == len(request.prompt) + len(tokens)
+                tokens.extend(event.token_ids)
+        return tokens
+
+    def ends(self, request: Request) -> list[FinishReason | int]:
+        """Every terminal message: a finish reason, or the code of a rejection."""
+        finished = [e.finish for e in self.shown if e.sequence == request.sequence and e.finish]
+        return finished + [r.code for r in self.rejected if r.sequence == request.sequence]
+
+    def used_blocks(self) -> int:
+        """Blocks that are neither free nor cached nor float."""
+        counts = self.state.counts()
+        return self.limits.num_blocks - counts.free - counts.cached - counts.granted
