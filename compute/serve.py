@@ -1,0 +1,170 @@
+"""Puts one worker together and runs it: settings → attach → threads → the link's loop → exit code.
+
+The main thread owns the sockets; the step thread loads the weights while heartbeats say WARMING already.
+"""
+
+import os
+import secrets
+import signal
+import sys
+from collections.abc import Callable
+from types import FrameType
+from typing import Final
+
+import structlog
+import torch
+import zmq
+
+from compute.codec import Bounds
+from compute.config import ComputeSettings
+from compute.fingerprint import fingerprint
+from compute.front import Front
+from compute.link import End, Link
+from compute.mailbox import Inbox, Outbox, ToLink, ToStep
+from compute.model_config import ModelConfig
+from compute.runner import Runner, load, resolve_dtype
+from compute.sampler import Sampler
+from compute.scheduler import Limits, Scheduler
+from compute.weights import WeightsError
+from compute.worker import Worker
+from kvmanager.client import Attachment, AttachSpec, DaemonLink, attach
+from kvmanager.errors import Invalid, Unimplemented
+from kvmanager.layout import PoolLayout
+from kvmanager.mapping import PoolMapping
+
+JOIN_S: Final = 5.0
+EXIT_CODES: Final = {End.DRAINED: 0, End.GRACE_OVER: 0, End.AT_ONCE: 0, End.DAEMON_GONE: 1, End.CRASHED: 1}
+
+log = structlog.get_logger()
+
+
+def serve(settings: ComputeSettings) -> int:
+    """Runs the worker to its end; the process's exit code. Raises what the user can mend, before any request came."""
+    check_device(settings)
+    torch.set_num_threads(settings.threads)
+    config = ModelConfig.from_folder(settings.model)
+    bounds = Bounds(config.vocab_size, model_len(settings, config))
+    settings = settings.model_copy(update={"worker_id": settings.worker_id or secrets.token_hex(4)})
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    front = Front(context, settings.sockets.prepare().worker(settings.worker_id), bounds)
+    try:
+        spec = attach_spec(settings, config, bounds)
+        with attach(settings.sockets, spec, settings.attach_timeout) as attachment:
+            log.info(
+                "attached", worker=settings.worker_id, pool=attachment.pool, blocks=attachment.num_blocks
+            )
+            return run(settings, config, context, front, attachment)
+    finally:
+        front.close()
+        context.term()
+
+
+def check_device(settings: ComputeSettings) -> None:
+    if settings.device == "cuda":
+        raise Unimplemented("--device cuda: this build has no GPU pool; use --device cpu")
+
+
+def model_len(settings: ComputeSettings, config: ModelConfig) -> int:
+    """The bound that is served; Invalid for one that the model cannot do."""
+    wanted = settings.max_model_len or config.max_model_len
+    if wanted > config.max_model_len:
+        raise Invalid(f"--max-model-len {wanted} is more than the model's {config.max_model_len} positions")
+    return wanted
+
+
+def attach_spec(settings: ComputeSettings, config: ModelConfig, bounds: Bounds) -> AttachSpec:
+    dtype = resolve_dtype(config, settings.dtype)
+    geometry = config.geometry(settings.block_size, dtype)
+    return AttachSpec(
+        model=settings.model_name,
+        model_fingerprint=fingerprint(settings.model, settings.load_format, settings.seed),
+        dtype=dtype,
+        vocab_size=config.vocab_size,
+        device="cpu",
+        num_layers=geometry.num_layers,
+        num_kv_heads=geometry.num_kv_heads,
+        head_dim=geometry.head_dim,
+        block_size=geometry.block_size,
+        kv_dtype=geometry.dtype,
+        max_model_len=bounds.max_model_len,
+        max_num_seqs=settings.max_num_seqs,
+        worker_id=settings.worker_id,
+        endpoint=str(settings.sockets.worker(settings.worker_id)),
+    )
+
+
+def run(
+    settings: ComputeSettings,
+    config: ModelConfig,
+    context: "zmq.Context[zmq.Socket[bytes]]",
+    front: Front,
+    attachment: Attachment,
+) -> int:
+    inbox: Inbox[ToStep] = Inbox()
+    outbox: Outbox[ToLink] = Outbox()
+    scheduler = Scheduler(limits(settings, config, attachment.num_blocks))
+    worker = Worker(scheduler, loader(settings, config, attachment), inbox, outbox)
+    daemon = DaemonLink(context, settings.sockets, attachment)
+    link = Link(front, daemon, attachment, worker, (inbox, outbox))
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, stopper(link))
+    worker.start()
+    end = link.run(settings.shutdown_grace)
+    daemon.close()
+    report(end, link.error)
+    code = EXIT_CODES[end]
+    if not worker.join(JOIN_S if end is not End.AT_ONCE else 0.2):
+        leave(front, code)
+    return code
+
+
+def limits(settings: ComputeSettings, config: ModelConfig, num_blocks: int) -> Limits:
+    return Limits(
+        max_num_seqs=settings.max_num_seqs,
+        max_num_batched_tokens=settings.max_num_batched_tokens,
+        max_model_len=model_len(settings, config),
+        block_size=settings.block_size,
+        num_blocks=num_blocks,
+        eos_ids=config.eos_ids,
+        vocab_size=config.vocab_size,
+        max_waiting=settings.max_waiting,
+    )
+
+
+def loader(settings: ComputeSettings, config: ModelConfig, attachment: Attachment) -> Callable[[], Runner]:
+    """Loads the weights and maps the pool; called in the step thread."""
+
+    def make() -> Runner:
+        dtype = resolve_dtype(config, settings.dtype)
+        layout = PoolLayout(config.geometry(settings.block_size, dtype))
+        mapping = PoolMapping(attachment.pool_fd, layout, attachment.num_blocks)
+        model = load(settings.model, dtype, load_format=settings.load_format, seed=settings.seed)
+        log.info("weights loaded", model=settings.model_name, dtype=dtype, threads=settings.threads)
+        return Runner(model, mapping.pool, Sampler(config.vocab_size))
+
+    return make
+
+
+def stopper(link: Link) -> Callable[[int, FrameType | None], None]:
+    """The first signal drains, the second ends at once."""
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        link.stop()
+
+    return handle
+
+
+def report(end: End, error: BaseException | None) -> None:
+    if end is End.CRASHED and not isinstance(error, WeightsError):
+        log.error("worker ends", reason=end.value, exc_info=error)
+    elif error is not None:
+        log.error("worker ends", reason=end.value, error=str(error))
+    else:
+        log.info("worker ends", reason=end.value)
+
+
+def leave(front: Front, code: int) -> None:
+    """The step thread is still within a step: no orderly end waits for it."""
+    front.close()
+    sys.stderr.flush()
+    os._exit(code)
