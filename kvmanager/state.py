@@ -92,6 +92,10 @@ class KvState:
         store.commit()
         return state
 
+    def close(self) -> None:
+        """Let go of the buffer, so that its mapping can be closed. No call follows."""
+        self._parts.store.raw.release()
+
     # ----------------------------------------------------------------------------------- workers
 
     def attach(

@@ -1,0 +1,172 @@
+"""Random but legal workers on one pool's state, with a ledger of who holds which block."""
+
+import random
+
+from kvmanager.layout import Buffer
+from kvmanager.messages import BlockRef, FinishReason, Granted, Opened, Reply, Revoke, SequenceId, SessionId
+from kvmanager.state import KvState
+from kvmanager.store import Hook
+from tests.support.kv import Worker, buffer_for, pool_spec, sequence_id
+
+SPEC = pool_spec(48, 2, max_model_len=40, max_num_seqs=8)
+CHECK_EVERY = 1000
+
+
+class Storm:
+    """Random but legal workers, and a ledger of who holds which block."""
+
+    def __init__(self, seed: int, buffer: Buffer | None = None, hook: Hook | None = None) -> None:
+        self.random = random.Random(seed)
+        self.state = KvState.create(buffer or buffer_for(SPEC), SPEC, 0, hook=hook)
+        self.workers: dict[SessionId, Worker] = {}
+        self.tokens: dict[int, list[int]] = {}  # running sequences' recorded ids
+        self.owner: dict[int, Worker] = {}
+        self.preempted: dict[int, Worker] = {}
+        self.held: dict[SessionId, set[int]] = {}  # blocks a session may write
+        self.born = self.now = self.calls = self.revokes = self.hits = 0
+
+    def run(self, calls: int) -> None:
+        while self.calls < calls:
+            self.calls += 1
+            self.now += 1
+            self.act()
+            if self.calls % CHECK_EVERY == 0:
+                assert self.state.check_integrity() == []
+
+    def act(self) -> None:
+        if len(self.workers) < 2:
+            return self.attach()
+        worker = self.random.choice(list(self.workers.values()))
+        worker.now_ns = self.now
+        mine = [n for n, owner in self.owner.items() if owner is worker]
+        dice = self.random.random()
+        if dice < 0.0005:
+            return self.kill(worker)
+        if dice < 0.02:
+            self.state.evict(self.random.randrange(4))
+            return None
+        if dice < 0.05:
+            self.state.expire(self.now, ttl_ns=500)
+            return None
+        if dice < 0.2 or not mine:
+            return self.open(worker)
+        if dice < 0.25:
+            return self.give_back(worker)
+        if dice < 0.3:
+            return self.end(self.random.choice(mine), preempt=self.random.random() < 0.5)
+        return self.step(worker, self.random.choice(mine))
+
+    def attach(self) -> None:
+        self.born += 1
+        worker = Worker(self.state, f"w{self.born}", self.now)
+        self.workers[worker.session] = worker
+        self.held[worker.session] = set()
+
+    def kill(self, worker: Worker) -> None:
+        """What it held is in quarantine until its end is proven."""
+        del self.workers[worker.session]
+        ended = self.state.lose(worker.session, self.now)
+        mine = {n for n, w in (self.owner | self.preempted).items() if w is worker}
+        assert {sequence_id(n) for n in mine} == set(ended)
+        for number in mine:
+            self.tokens.pop(number)
+            self.owner.pop(number, None)
+            self.preempted.pop(number, None)
+        quarantined = [
+            b.id for b in self.state.blocks("quarantined") if b.holder == worker.session.rstrip(b".").decode()
+        ]
+        assert set(quarantined) <= self.held[worker.session]
+        self.listen([(o.session, o.reply) for o in self.state.outbox()])
+        assert self.state.dead(worker.session) == len(quarantined)
+        del self.held[worker.session]
+        self.listen([(o.session, o.reply) for o in self.state.outbox()])
+
+    def ask(self, worker: Worker, count: int, starving: bool) -> None:
+        before = list(worker.float)
+        worker.grant(count, starving)
+        self.granted(worker, worker.float[len(before) :])
+        self.listen(worker.unasked)
+
+    def granted(self, worker: Worker, blocks: list[BlockRef]) -> None:
+        for block in blocks:
+            assert not any(block.id in held for held in self.held.values()), "granted twice"
+            self.held[worker.session].add(block.id)
+
+    def listen(self, said: list[tuple[SessionId, Reply]]) -> None:
+        for session, reply in said:
+            if isinstance(reply, Granted):
+                self.workers[session].float += reply.blocks
+                self.granted(self.workers[session], list(reply.blocks))
+            else:
+                assert isinstance(reply, Revoke)
+                self.revokes += 1
+                self.end(self.number(reply.sequence), preempt=True)
+
+    def number(self, sequence: SequenceId) -> int:
+        return int.from_bytes(sequence, "big")
+
+    def open(self, worker: Worker) -> None:
+        again = [n for n, owner in self.preempted.items() if owner is worker]
+        if again:
+            number = again[0]
+            ids = self.tokens[number]
+        else:
+            self.born += 1
+            number = self.born
+            ids = [self.random.choice((1, 1, 1, 2)) for _ in range(self.random.randrange(1, 25))]
+        reply = worker.start(number, ids, self.random.randrange(1, 12))
+        if isinstance(reply, Opened):
+            self.preempted.pop(number, None)
+            self.owner[number], self.tokens[number] = worker, list(ids)
+            self.hits += reply.cached_len > 0
+
+    def step(self, worker: Worker, number: int) -> None:
+        """A chunk with its first token, or a decode step."""
+        _, recorded, _, blocks = worker.open[number]
+        capacity = self.state._parts.sequences.by_id[sequence_id(number)].token_capacity
+        if recorded >= capacity:
+            return self.end(number, preempt=False)
+        lacking = -(-recorded // 2) - blocks - len(worker.float)
+        if lacking > 0:
+            self.ask(worker, lacking + self.random.randrange(3), self.random.random() < 0.8)
+        if number in self.owner and -(-recorded // 2) - blocks <= len(worker.float):
+            token = self.random.choice((1, 1, 2))
+            worker.step(number, token)
+            self.tokens[number].append(token)
+            self.write_only(worker, number)
+        return None
+
+    def write_only(self, worker: Worker, number: int) -> None:
+        """Sealed blocks are nobody's to write any more."""
+        parts = self.state._parts
+        row = parts.rows.blocks[parts.sequences.by_id[sequence_id(number)].row]
+        self.held[worker.session] -= {b for b in row if parts.blocks.refs[b] and not parts.blocks.holder[b]}
+
+    def end(self, number: int, preempt: bool) -> None:
+        worker = self.owner.pop(number)
+        entry = worker.entry(
+            number, preempted=preempt, finish=FinishReason.NONE if preempt else FinishReason.STOP
+        )
+        assert not worker.commit(entry).refusals
+        said = worker.unasked
+        before = {b.id for b in self.state.blocks("tail")}
+        worker.release(number)
+        self.held[worker.session] -= before - {b.id for b in self.state.blocks("tail")}
+        if preempt:
+            self.preempted[number] = worker
+        else:
+            del self.tokens[number]
+        self.listen(said + worker.unasked)
+
+    def give_back(self, worker: Worker) -> None:
+        self.held[worker.session] -= {block.id for block in worker.float}
+        worker.give_back()
+        self.listen(worker.unasked)
+
+    def stop(self) -> None:
+        """0 leaked: with all workers gone and the cache dropped every block is free."""
+        for worker in list(self.workers.values()):
+            self.kill(worker)
+        self.state.flush()
+        assert self.state.check_integrity() == []
+        assert self.state.counts().free == SPEC.num_blocks
