@@ -14,8 +14,6 @@ import click
 from holdfast import settings
 from kvmanager.config import KvManagerSettings
 
-MODULE = (sys.executable, "-m")
-
 
 @click.command()
 @settings.options(KvManagerSettings)
@@ -25,11 +23,10 @@ def serve(before: Mapping[str, Any] | None, /, **flags: Any) -> int:
 
     With --keeper SOCKET only the daemon, beside a keeper that runs elsewhere.
     """
-    given = merged(before, flags)
-    chosen = load(given)
+    chosen = load(before, flags)
     if chosen.keeper is None:
-        start_keeper(chosen, daemon_command(chosen, given))
-    from kvmanager import daemon  # noqa: PLC0415 - numpy and the whole of the state, for this verb alone
+        start_keeper(chosen, daemon_command(chosen))
+    from kvmanager import daemon  # noqa: PLC0415 - numpy and the whole of the state, for this process alone
 
     return daemon.run(chosen)
 
@@ -39,28 +36,27 @@ def serve(before: Mapping[str, Any] | None, /, **flags: Any) -> int:
 @click.pass_obj
 def keeper(before: Mapping[str, Any] | None, /, **flags: Any) -> None:
     """Run the keeper alone: it holds the memory for a `kvmanager serve --keeper SOCKET` beside it."""
-    start_keeper(load(merged(before, flags)), ())
+    start_keeper(load(before, flags), ())
 
 
-def merged(before: Mapping[str, Any] | None, flags: Mapping[str, Any]) -> dict[str, Any]:
+def load(before: Mapping[str, Any] | None, flags: Mapping[str, Any]) -> KvManagerSettings:
     """Flags after the verb win over the ones before it."""
     early = {key: value for key, value in (before or {}).items() if key in ("config", "run_dir")}
-    return early | {key: value for key, value in flags.items() if value is not None}
-
-
-def load(given: Mapping[str, Any]) -> KvManagerSettings:
-    chosen = settings.load(KvManagerSettings, "kvmanager", given)
+    given = {key: value for key, value in flags.items() if value is not None}
+    chosen = settings.load(KvManagerSettings, "kvmanager", early | given)
     chosen.sockets.prepare()
     return chosen
 
 
-def daemon_command(chosen: KvManagerSettings, given: Mapping[str, Any]) -> Sequence[str]:
-    """How the keeper starts its daemon: the same flags, and where the keeper is. The environment is inherited."""
-    flags = dict(given) | {"keeper": chosen.sockets.keeper, "run_dir": chosen.run_dir}
-    options = (f"--{name.replace('_', '-')}={value}" for name, value in flags.items())
-    return *MODULE, "kvmanager", "serve", *options
+def daemon_command(chosen: KvManagerSettings) -> Sequence[str]:
+    """How the keeper starts its daemon: this verb, with every setting as it was judged here."""
+    values = chosen.model_dump(exclude_none=True) | {"keeper": chosen.sockets.keeper}
+    options = (f"--{name.replace('_', '-')}={value}" for name, value in values.items())
+    return sys.executable, "-m", "kvmanager", "serve", *options
 
 
 def start_keeper(chosen: KvManagerSettings, child: Sequence[str]) -> None:
+    """Becomes the keeper; `child` is its daemon's command."""
     arguments = (str(chosen.run_dir), chosen.log_format, chosen.log_level, *child)
-    os.execv(sys.executable, (*MODULE, "kvmanager.keeper", *arguments))  # noqa: S606 - there is no shell to want
+    command = (sys.executable, "-m", "kvmanager.keeper", *arguments)
+    os.execv(sys.executable, command)  # noqa: S606 - there is no shell to want
