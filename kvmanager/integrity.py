@@ -94,7 +94,7 @@ def sequence_faults(image: Image, record: Any, slot: int) -> Iterator[str]:
     recorded, capacity = int(record["recorded_len"]), int(record["token_capacity"])
     if state not in list(SequenceState):
         yield f"unknown state {state}"
-    if (state == SequenceState.FINISHED) != (0 < int(record["finish"]) <= 5):
+    if int(record["finish"]) not in (range(1, 6) if state == SequenceState.FINISHED else (0,)):
         yield f"finish reason {record['finish']} in state {state}"
     if not 0 < int(record["prompt_len"]) <= recorded <= capacity:
         yield f"prompt_len {record['prompt_len']}, recorded_len {recorded}, capacity {capacity} are out of order"
