@@ -20,7 +20,7 @@ from kvmanager import fds
 from kvmanager.admin import HANDLERS
 from kvmanager.attachments import Attachments
 from kvmanager.config import KvManagerSettings
-from kvmanager.keeper_link import KeeperBusy, KeeperError, KeeperLink
+from kvmanager.keeper_link import KeeperBusyError, KeeperError, KeeperLink
 from kvmanager.liveness import Watch
 from kvmanager.loop import Loop
 from kvmanager.memory import MemfdExporter
@@ -34,7 +34,7 @@ from kvmanager.workers import Worker, Workers, readable
 BEAT_S: Final = 0.2
 EXPIRE_S: Final = 1.0
 EXIT_ERROR: Final = 1
-START_CODES: Final = {RunDirError: 2, KeeperError: EXIT_ERROR, KeeperBusy: 7}
+START_CODES: Final = {RunDirError: 2, KeeperError: EXIT_ERROR, KeeperBusyError: 7}
 
 log = structlog.get_logger()
 

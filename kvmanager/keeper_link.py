@@ -16,11 +16,11 @@ class KeeperError(Exception):
     """The keeper refused, or is gone. Without a keeper there is nothing for a daemon to do."""
 
 
-class KeeperRefused(KeeperError):
+class KeeperRefusedError(KeeperError):
     """The keeper said no, and why."""
 
 
-class KeeperBusy(KeeperError):
+class KeeperBusyError(KeeperError):
     """Another daemon uses this keeper."""
 
 
@@ -50,11 +50,11 @@ class KeeperLink:
         return text.split()[1:]
 
     def claim(self) -> None:
-        """The first beat: KeeperBusy if another daemon runs already."""
+        """The first beat: KeeperBusyError if another daemon runs already."""
         try:
             self._request("BEAT")
-        except KeeperRefused as error:
-            raise KeeperBusy(str(error)) from None
+        except KeeperRefusedError as error:
+            raise KeeperBusyError(str(error)) from None
 
     def beat(self) -> None:
         """Does not wait. A keeper that takes no beat is as good as gone."""
@@ -95,7 +95,7 @@ class KeeperLink:
         text = data.decode("ascii", "replace")
         if not text.startswith("OK"):
             fds.close_all(received)
-            raise KeeperRefused(f"the keeper refused: {text.removeprefix('NO ')}")
+            raise KeeperRefusedError(f"the keeper refused: {text.removeprefix('NO ')}")
         return text, received
 
     def close(self) -> None:

@@ -161,7 +161,7 @@ def test_messages_are_for_sessions_on_their_own_connection(shared, attached):
             eventually(lambda: refused(worker.link))
         stranger = [sys.executable, "-c", STRANGER, str(shared.path), worker.attachment.session.hex()]
         done = subprocess.run(
-            stranger, env=ENVIRON, cwd=ROOT, timeout=PATIENCE_S, capture_output=True, text=True
+            stranger, check=True, env=ENVIRON, cwd=ROOT, timeout=PATIENCE_S, capture_output=True, text=True
         )
         assert done.stdout.split() == ["FENCED", "FENCED"], done.stderr
 

@@ -1,0 +1,206 @@
+"""The keeper: what it holds outlives who gave it, and one run directory has one keeper."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from kvmanager import fds
+from kvmanager.keeper_link import KeeperBusyError, KeeperError, KeeperLink
+from tests.kvmanager.processes import ENVIRON, PATIENCE_S, ROOT, eventually
+
+
+class Keeper:
+    def __init__(self, *child):
+        self.path = Path(tempfile.mkdtemp(prefix="hf"))
+        self.socket = self.path / "keeper.sock"
+        self.errors = self.path / "log"
+        with self.errors.open("wb") as log:
+            self.process = subprocess.Popen(self.command(*child), stderr=log, env=ENVIRON, cwd=ROOT)
+        eventually(lambda: self.socket.exists() or self.process.poll() is not None)
+
+    def command(self, *child):
+        return [sys.executable, "-m", "kvmanager.keeper", str(self.path), "json", "debug", *child]
+
+    def log(self, message):
+        lines = [json.loads(line) for line in self.errors.read_text().splitlines()]
+        return [line for line in lines if message in line["message"]]
+
+    def close(self):
+        self.process.terminate()
+        self.process.wait(PATIENCE_S)
+        shutil.rmtree(self.path)
+
+
+@pytest.fixture
+def keeper():
+    keeper = Keeper()
+    yield keeper
+    keeper.close()
+
+
+@pytest.fixture
+def link(keeper):
+    link = KeeperLink(keeper.socket)
+    yield link
+    link.close()
+
+
+def memory(data):
+    fd = os.memfd_create("test")
+    os.write(fd, data)
+    return fd
+
+
+def test_what_was_put_can_be_got_listed_and_dropped_by_a_stranger(keeper, link):
+    fd = memory(b"first")
+    link.put("meta.a", fd)
+    link.put("pool.a", fd)
+    os.close(fd)
+    link.close()
+    other = KeeperLink(keeper.socket)
+    assert other.names() == ["meta.a", "pool.a"]
+    got = other.get("meta.a")
+    assert os.pread(got, 5, 0) == b"first"
+    os.close(got)
+    other.drop("meta.a")
+    assert other.names() == ["pool.a"]
+    with pytest.raises(KeeperError, match="nothing of that name"):
+        other.get("meta.a")
+    other.close()
+
+
+def test_putting_again_replaces_and_leaks_nothing(keeper, link):
+    fd = memory(b"x")
+    link.put("a", fd)
+    before = len(list(Path(f"/proc/{keeper.process.pid}/fd").iterdir()))
+    for _ in range(20):
+        link.put("a", fd)
+    assert len(list(Path(f"/proc/{keeper.process.pid}/fd").iterdir())) == before
+    os.close(fd)
+
+
+@pytest.mark.parametrize("name", ["", "A", "a b", "../x", "x" * 81, "attach.sock", "daemon.sock"])
+def test_names_are_bounded_and_the_listening_sockets_stay(link, name):
+    fd = memory(b"x")
+    with pytest.raises(KeeperError, match="not a name"):
+        link.put(name, fd)
+    os.close(fd)
+    with pytest.raises(KeeperError):
+        link.drop("attach.sock")
+    os.close(link.get("attach.sock"))
+
+
+def test_it_holds_a_bounded_number(link):
+    fd = memory(b"x")
+    for number in range(256):
+        link.put(f"n{number}", fd)
+    with pytest.raises(KeeperError, match="256"):
+        link.put("one-more", fd)
+    assert len(link.names()) == 256
+    os.close(fd)
+
+
+def test_beats_need_no_waiting_and_only_one_may_beat(keeper, link):
+    link.claim()
+    for _ in range(50):
+        link.beat()
+    assert link.names() == []
+    second = KeeperLink(keeper.socket)
+    with pytest.raises(KeeperBusyError, match="another daemon"):
+        second.claim()
+    link.close()
+    eventually(lambda: claims(second))
+    second.close()
+
+
+def claims(link):
+    try:
+        link.claim()
+    except KeeperBusyError:
+        return False
+    return True
+
+
+def test_a_second_keeper_is_refused_and_harms_nothing(keeper, link):
+    second = subprocess.run(
+        keeper.command(),
+        check=False,
+        env=ENVIRON,
+        cwd=ROOT,
+        timeout=PATIENCE_S,
+        capture_output=True,
+        text=True,
+    )
+    assert second.returncode == 7
+    assert f"another keeper runs in {keeper.path}, pid {keeper.process.pid}" in second.stderr
+    assert link.names() == []
+    with fds.connect(keeper.path / "attach.sock", PATIENCE_S):
+        pass
+
+
+def test_sockets_of_a_keeper_that_was_killed_are_replaced(keeper):
+    keeper.process.kill()
+    keeper.process.wait()
+    assert keeper.socket.exists()
+    again = subprocess.Popen(keeper.command(), stderr=subprocess.DEVNULL, env=ENVIRON, cwd=ROOT)
+    try:
+        eventually(lambda: listens(keeper.socket))
+    finally:
+        again.terminate()
+        assert again.wait(PATIENCE_S) == 0
+
+
+def listens(path):
+    try:
+        KeeperLink(path).close()
+    except KeeperError:
+        return False
+    return True
+
+
+def test_a_child_that_dies_is_started_again_with_growing_pauses():
+    keeper = Keeper(sys.executable, "-c", "raise SystemExit(1)")
+    starts = eventually(lambda: keeper.log("daemon died"), lambda lines: len(lines) >= 4)
+    pauses = [line["after_s"] for line in starts[:4]]
+    assert pauses == sorted(pauses)
+    assert pauses[3] > pauses[0]
+    keeper.close()
+
+
+def test_a_child_whose_settings_are_wrong_is_not_started_again():
+    keeper = Keeper(sys.executable, "-c", "raise SystemExit(2)")
+    assert keeper.process.wait(PATIENCE_S) == 2
+    assert len(keeper.log("daemon started")) == 1
+    keeper.close()
+
+
+def test_sigterm_is_passed_on_and_waited_for():
+    child = "import signal, time; signal.signal(signal.SIGTERM, lambda *_: exit(0)); print(flush=True); time.sleep(99)"
+    keeper = Keeper(sys.executable, "-c", child)
+    pid = eventually(lambda: keeper.log("daemon started"))[0]["pid"]
+    keeper.process.send_signal(signal.SIGTERM)
+    assert keeper.process.wait(PATIENCE_S) == 0
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+    assert not keeper.socket.exists()
+    keeper.close()
+
+
+def test_it_imports_the_standard_library_only():
+    code = "import sys, kvmanager.keeper; print(*({n.split('.')[0] for n in sys.modules} - sys.stdlib_module_names))"
+    done = subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, capture_output=True, text=True)
+    assert set(done.stdout.split()) <= {"__main__", "_distutils_hack", "holdfast", "kvmanager"} | editable(
+        done.stdout
+    )
+
+
+def editable(names):
+    """What the installer of the development tree leaves in site-packages' start-up files."""
+    return {name for name in names.split() if name.startswith("_") and "editable" in name}
