@@ -4,6 +4,7 @@ import random
 
 from kvmanager.layout import Buffer
 from kvmanager.messages import BlockRef, FinishReason, Granted, Opened, Reply, Revoke, SequenceId, SessionId
+from kvmanager.prefix import Hash, sha256
 from kvmanager.state import KvState
 from kvmanager.store import Hook
 from tests.support.kv import Worker, buffer_for, pool_spec, sequence_id
@@ -15,14 +16,17 @@ CHECK_EVERY = 1000
 class Storm:
     """Random but legal workers, and a ledger of who holds which block."""
 
-    def __init__(self, seed: int, buffer: Buffer | None = None, hook: Hook | None = None) -> None:
+    def __init__(
+        self, seed: int, buffer: Buffer | None = None, hook: Hook | None = None, digest: Hash = sha256
+    ) -> None:
         self.random = random.Random(seed)
-        self.state = KvState.create(buffer or buffer_for(SPEC), SPEC, 0, hook=hook)
+        self.state = KvState.create(buffer or buffer_for(SPEC), SPEC, 0, hook=hook, digest=digest)
         self.workers: dict[SessionId, Worker] = {}
         self.tokens: dict[int, list[int]] = {}  # running sequences' recorded ids
         self.owner: dict[int, Worker] = {}
         self.preempted: dict[int, Worker] = {}
         self.held: dict[SessionId, set[int]] = {}  # blocks a session may write
+        self.content: dict[BlockRef, tuple[int, ...]] = {}  # sealed: all tokens up to the block's end
         self.born = self.now = self.calls = self.revokes = self.hits = 0
 
     def run(self, calls: int) -> None:
@@ -119,6 +123,8 @@ class Storm:
             self.preempted.pop(number, None)
             self.owner[number], self.tokens[number] = worker, list(ids)
             self.hits += reply.cached_len > 0
+            for i, block in enumerate(reply.blocks):
+                assert self.content[block] == tuple(ids[: 2 * i + 2]), "a hit on other tokens"
 
     def step(self, worker: Worker, number: int) -> None:
         """A chunk with its first token, or a decode step."""
@@ -133,14 +139,17 @@ class Storm:
             token = self.random.choice((1, 1, 2))
             worker.step(number, token)
             self.tokens[number].append(token)
-            self.write_only(worker, number)
+            self.sealed(worker, number)
         return None
 
-    def write_only(self, worker: Worker, number: int) -> None:
-        """Sealed blocks are nobody's to write any more."""
+    def sealed(self, worker: Worker, number: int) -> None:
+        """Full blocks hold what they hold, and are nobody's to write any more."""
         parts = self.state._parts
         row = parts.rows.blocks[parts.sequences.by_id[sequence_id(number)].row]
-        self.held[worker.session] -= {b for b in row if parts.blocks.refs[b] and not parts.blocks.holder[b]}
+        full = row[: worker.open[number][2] // 2]
+        for i, block in enumerate(full):
+            self.content.setdefault(parts.blocks.ref(block), tuple(self.tokens[number][: 2 * i + 2]))
+        self.held[worker.session] -= set(full)
 
     def end(self, number: int, preempt: bool) -> None:
         worker = self.owner.pop(number)
