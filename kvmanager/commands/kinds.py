@@ -41,6 +41,11 @@ def worker_state(worker: pb.WorkerInfo) -> str:
     return word(pb.WorkerState.DESCRIPTOR, worker.state)
 
 
+def idle(block: pb.BlockInfo) -> str:
+    """How long a cached block has been without a user; the others are not idle."""
+    return age(block.idle_seconds) if block.state == "sealed" and not block.refcount else "-"
+
+
 def marks(block: pb.BlockInfo) -> str:
     """What holds beside the state, as words."""
     held = (
@@ -70,7 +75,7 @@ BLOCKS: Final = Kind(
         left("HOLDER", lambda b: b.holder),
         left("HASH", lambda b: b.hash[:SHORT_ID]),
         right("DEPTH", lambda b: str(b.depth) if b.hash else "-"),
-        right("IDLE", lambda b: age(b.idle_seconds)),
+        right("IDLE", idle),
         left("MARKS", marks),
     ),
     frozenset({"token_ids"}),

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from typing import Final
 
 from holdfast.v1 import kvmanager_pb2 as pb
-from kvmanager.commands.kinds import in_use, marks, worker_state
+from kvmanager.commands.kinds import idle, in_use, marks, worker_state
 from kvmanager.render import age, fields, mib, percent
 
 ROW_BLOCKS: Final = 8  # blocks in a line of a drawn table
@@ -28,7 +28,7 @@ def block_lines(block: pb.BlockInfo) -> list[str]:
             ("Holder", block.holder or "none"),
             *chain,
             *((("Depth", str(block.depth)),) if block.hash else ()),
-            ("Idle", age(block.idle_seconds)),
+            ("Idle", idle(block)),
             ("Sequences", ", ".join(block.sequences) or "none"),
         )
     )
@@ -151,17 +151,15 @@ def pool_lines(pool: pb.PoolInfo) -> list[str]:
 
 
 def status_lines(status: pb.Status) -> list[str]:
-    used = sum(pool.pool_bytes + pool.metadata_bytes for pool in status.pools)
     health = status.health + (f" ({status.health_reason})" if status.health_reason else "")
+    kv, metadata = (sum(getattr(p, part) for p in status.pools) for part in ("pool_bytes", "metadata_bytes"))
+    budget = f"at most {mib(status.memory_budget_bytes)} KV a pool"
     return fields(
         (
             ("Health", health),
             ("Version", status.version),
             ("Daemon", f"pid {status.pid}, boot epoch {status.boot_epoch}, up {age(status.uptime_seconds)}"),
             ("Run directory", status.run_dir),
-            (
-                "Memory",
-                f"{mib(used)} of {mib(status.memory_budget_bytes)} ({percent(used, status.memory_budget_bytes)})",
-            ),
+            ("Memory", f"{mib(kv)} KV, {mib(metadata)} metadata; {budget}"),
         )
     )
