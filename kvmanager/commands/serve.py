@@ -7,6 +7,7 @@ holds the memory has loaded neither this command line nor ZeroMQ; its pid is the
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import click
@@ -52,11 +53,17 @@ def daemon_command(chosen: KvManagerSettings) -> Sequence[str]:
     """How the keeper starts its daemon: this verb, with every setting as it was judged here."""
     values = chosen.model_dump(exclude_none=True) | {"keeper": chosen.sockets.keeper}
     options = (f"--{name.replace('_', '-')}={value}" for name, value in values.items())
-    return sys.executable, "-m", "kvmanager", "serve", *options
+    return *python(), "kvmanager", "serve", *options
 
 
 def start_keeper(chosen: KvManagerSettings, child: Sequence[str]) -> None:
     """Becomes the keeper; `child` is its daemon's command."""
     arguments = (str(chosen.run_dir), chosen.log_format, chosen.log_level, *child)
-    command = (sys.executable, "-m", "kvmanager.keeper", *arguments)
+    command = (*python(), "kvmanager.keeper", *arguments)
     os.execv(sys.executable, command)  # noqa: S606 - there is no shell to want
+
+
+def python() -> Sequence[str]:
+    """Runs a module. Without -P the folder where somebody typed `kvmanager` could replace any module by a file."""
+    started_from_here = sys.path[0] in ("", str(Path.cwd()))  # python -m kvmanager, in a checkout
+    return (sys.executable, "-m") if started_from_here else (sys.executable, "-P", "-m")

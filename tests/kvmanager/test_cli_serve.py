@@ -8,6 +8,7 @@ import shutil
 import signal
 import struct
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -100,10 +101,10 @@ def test_serve_refuses_settings_out_of_bounds():
 
 
 @contextlib.contextmanager
-def running(*args):
-    """A command that goes on until it is told to end; killed if the test fails before."""
+def started(argv, **where):
+    """A program that goes on until it is told to end; killed if the test fails before."""
     process = subprocess.Popen(
-        command(*args), env=ENVIRON, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        argv, env=ENVIRON, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL, **where
     )
     try:
         yield process
@@ -112,12 +113,24 @@ def running(*args):
         process.wait()
 
 
+def test_the_folder_it_is_started_in_replaces_no_module(tmp_path):
+    for name in ("selectors.py", "random.py", "structlog.py"):
+        (tmp_path / name).write_text("raise SystemExit('not the module that was meant')\n")
+    path = Path(tempfile.mkdtemp(prefix="hf"))
+    script = [str(Path(sys.executable).parent / "kvmanager"), "serve", "--run-dir", str(path)]
+    with started(script, cwd=tmp_path) as serve:
+        wait_for(lambda: serve.poll() is not None or called("health", "--run-dir", str(path)).returncode == 0)
+        serve.terminate()
+        assert serve.wait(PATIENCE_S) == 0
+    shutil.rmtree(path)
+
+
 def test_keeper_and_daemon_run_as_two_services():
     path = Path(tempfile.mkdtemp(prefix="hf"))
     place = ["--run-dir", str(path)]
-    with running("keeper", *place) as keeper:
+    with started(command("keeper", *place)) as keeper:
         wait_for((path / "keeper.sock").exists)
-        with running("serve", *place, "--keeper", str(path / "keeper.sock")) as daemon:
+        with started(command("serve", *place, "--keeper", str(path / "keeper.sock"))) as daemon:
             wait_for(lambda: called("health", *place).returncode == 0)
             assert json.loads(called("status", *place, "-o", "json").stdout)["pid"] == daemon.pid
             daemon.terminate()

@@ -79,6 +79,7 @@ def test_a_block_s_row_says_who_shares_it():
 
 def test_a_cached_block_shows_how_long_it_has_been_idle():
     cached = pb.BlockInfo(state="sealed", hash="ab" * 32, idle_seconds=192)
+    assert table(BLOCKS, cached)[1].split()[-2:] == ["3m12s", "cached"]
 
 
 def test_a_sequence_s_row_shows_the_prefix_of_its_id():
