@@ -3,11 +3,12 @@
 It owns no memory that would be lost with it: everything is a descriptor at the keeper, and without a keeper it ends.
 """
 
+import contextlib
 import os
 import signal
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, Final
 
@@ -16,10 +17,12 @@ import zmq
 
 from holdfast import logs
 from holdfast.rundir import RunDirError
+from holdfast.v1 import kvmanager_pb2 as pb
 from kvmanager import fds
 from kvmanager.admin import HANDLERS
 from kvmanager.attachments import Attachments
 from kvmanager.config import KvManagerSettings
+from kvmanager.errors import Conflict, NotFound
 from kvmanager.keeper_link import KeeperBusyError, KeeperError, KeeperLink
 from kvmanager.liveness import Watch
 from kvmanager.loop import Loop
@@ -39,17 +42,21 @@ START_CODES: Final = {RunDirError: 2, KeeperError: EXIT_ERROR, KeeperBusyError: 
 log = structlog.get_logger()
 
 
+class Stopped(Exception):  # noqa: N818 - reads as `raise Stopped`
+    """SIGTERM, in the middle of work that may take seconds. The metadata is whole at every moment."""
+
+
 class Daemon:
     """Everything of one daemon, wired. `run` is its life."""
 
     def __init__(self, settings: KvManagerSettings, keeper: KeeperLink) -> None:
         self.settings, self.keeper = settings, keeper
-        self.stopping = False
+        self.stopping = self._busy = self._behind = False
         self._beat_at = self._expire_at = time.monotonic()
         self._ttl_ns = int(settings.record_ttl * 1e9)
         self.loop = Loop()
         self.watch = Watch(time.monotonic_ns())
-        self.pools = Pools(keeper, {"memfd": MemfdExporter()}, self._beat)
+        self.pools = Pools(keeper, {"memfd": MemfdExporter()}, self._beat, self._beating)
         self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         router = Router(self.context, settings.sockets.daemon, keeper.get("daemon.sock"))
         self.server = Server(router, self.watch)
@@ -68,8 +75,26 @@ class Daemon:
         )
 
     def _questions(self) -> dict[str, Callable[[Any], Any]]:
-        admin = {name: partial(handler, self.view) for name, handler in HANDLERS.items()}
-        return {**admin, "snapshot": self.view.snapshot, "read_record": self.view.read_record}
+        admin = {name: partial(self._ask_admin, handler) for name, handler in HANDLERS.items()}
+        own: dict[str, Callable[[Any], Any]] = {
+            "snapshot": self.view.snapshot,
+            "read_record": self.view.read_record,
+        }
+        return {**admin, **own, "delete_pool": self._delete_pool}
+
+    def _ask_admin(self, handler: Callable[[Any, Any], Any], request: Any) -> Any:
+        with self._beating():
+            return handler(self.view, request)
+
+    def _delete_pool(self, request: pb.DeletePoolRequest) -> pb.DeletePoolReply:
+        pool = self.view.pools.get(request.pool)
+        if pool is None:
+            raise NotFound(f"no pool {request.pool!r}", pool=request.pool)
+        if not pool.idle():
+            raise Conflict(f"pool {request.pool} is in use: it has workers, or sequences to be finished")
+        self.pools.drop(pool, "deleted by request")
+        self.workers.changed()
+        return pb.DeletePoolReply(freed_bytes=pool.pool_bytes + pool.metadata_bytes)
 
     # ------------------------------------------------------------------------------------- life
 
@@ -100,8 +125,6 @@ class Daemon:
             self.workers.judge()
         self._timers(time.monotonic())
 
-    _behind = False
-
     def _timers(self, now: float) -> None:
         if now >= self._beat_at:
             self._beat()
@@ -112,11 +135,24 @@ class Daemon:
                 pool.state.expire(time.monotonic_ns(), self._ttl_ns)
 
     def _beat(self) -> None:
-        """To the keeper; also between the slices of a long allocation."""
+        """To the keeper; also between the slices of a long allocation, which SIGTERM ends."""
+        if self.stopping:
+            raise Stopped
         now = time.monotonic()
         if now >= self._beat_at:
             self._beat_at = now + BEAT_S
             self.keeper.beat()
+
+    @contextlib.contextmanager
+    def _beating(self) -> Iterator[None]:
+        """Beats from a timer through work that may take seconds and says nothing to the keeper; SIGTERM ends it."""
+        self._busy = True
+        signal.setitimer(signal.ITIMER_REAL, BEAT_S, BEAT_S)
+        try:
+            yield
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            self._busy = False
 
     def _watch_signals(self) -> None:
         wake, poked = socket.socketpair()
@@ -125,11 +161,14 @@ class Daemon:
         signal.set_wakeup_fd(wake.fileno(), warn_on_full_buffer=False)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._stop)
+        signal.signal(signal.SIGALRM, lambda *_: self.keeper.beat())
         self._wake = (wake, poked)
         self.loop.watch(poked.fileno(), lambda: void(poked.recv(64)))
 
     def _stop(self, _number: int, _frame: object) -> None:
         self.stopping = True
+        if self._busy:
+            raise Stopped
 
     def _expect_ends(self, pool: Pool) -> None:
         """Former sessions of a recovered pool: dead ones are buried now, living ones when their process ends."""
@@ -191,7 +230,8 @@ def run(settings: KvManagerSettings) -> int:
         return START_CODES[type(error)]
     daemon = Daemon(settings, keeper)
     try:
-        daemon.run()
+        with contextlib.suppress(Stopped):
+            daemon.run()
     except KeeperError as error:
         log.error("ending: the memory is the keeper's", error=str(error))
         return EXIT_ERROR

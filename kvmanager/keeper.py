@@ -56,7 +56,7 @@ class Keeper:
         self.listener = fds.listen(sockets.keeper, socket.SOCK_SEQPACKET)
         self.listener.setblocking(False)
         self.selector = selectors.DefaultSelector()
-        self.connections: set[Connection] = set()
+        self.connections: dict[Connection, None] = {}  # oldest first
         self.child: subprocess.Popen[bytes] | None = None
         self.child_pidfd = -1
         self.started = 0.0
@@ -165,14 +165,16 @@ class Keeper:
         except OSError:
             return  # gone between the wake-up and the accept
         try:
-            if len(self.connections) >= MAX_CONNECTIONS or not fds.peer_is_ours(sock):
-                raise fds.PacketError("too many connections, or another user's")
+            if not fds.peer_is_ours(sock):
+                raise fds.PacketError("another user's")
             connection = Connection(sock, fds.peer(sock).pid, fds.peer_pidfd(sock))
         except (OSError, fds.PacketError):
             sock.close()
             return
         sock.setblocking(False)
-        self.connections.add(connection)
+        if len(self.connections) >= MAX_CONNECTIONS:  # the oldest that is not the daemon makes room
+            self._close(next(c for c in self.connections if c.beat is None))
+        self.connections[connection] = None
         self.selector.register(sock, selectors.EVENT_READ, partial(self._serve, connection))
 
     def _serve(self, connection: Connection) -> None:
@@ -186,6 +188,8 @@ class Keeper:
                 self._answer(connection, data, received)
             finally:
                 fds.close_all(received)
+        except BlockingIOError:
+            return  # woken for nothing
         except (OSError, fds.PacketError) as error:
             self.log.warning("dropping a peer of the keeper", pid=connection.pid, error=str(error))
             self._close(connection)
@@ -225,7 +229,7 @@ class Keeper:
 
     def _close(self, connection: Connection) -> None:
         if connection in self.connections:
-            self.connections.remove(connection)
+            del self.connections[connection]
             self.selector.unregister(connection.sock)
             connection.sock.close()
             os.close(connection.pidfd)

@@ -8,7 +8,8 @@ import mmap
 import os
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Final
 
@@ -52,8 +53,15 @@ class Pool:
 class Pools:
     """All pools of the daemon, by name."""
 
-    def __init__(self, keeper: KeeperLink, exporters: dict[str, Exporter], beat: Beat) -> None:
-        self._keeper, self._exporters, self._beat = keeper, exporters, beat
+    def __init__(
+        self,
+        keeper: KeeperLink,
+        exporters: dict[str, Exporter],
+        beat: Beat,
+        beating: Callable[[], AbstractContextManager[None]],
+    ) -> None:
+        """`beat` is called between slices of long work; within `beating()` nobody needs to."""
+        self._keeper, self._exporters, self._beat, self._beating = keeper, exporters, beat, beating
         self.by_name: dict[str, Pool] = {}
 
     def __iter__(self) -> Iterator[Pool]:
@@ -80,7 +88,8 @@ class Pools:
         pool_fd, metadata_fd = self._keeper.get(POOL + name), self._keeper.get(META + name)
         try:
             buffer = mmap.mmap(metadata_fd, os.fstat(metadata_fd).st_size)
-            state = KvState.recover(buffer, time.monotonic_ns())
+            with self._beating():
+                state = KvState.recover(buffer, time.monotonic_ns())
             spec = MetaLayout.from_header(buffer).spec
             expected = spec.num_blocks * PoolLayout(spec.geometry).block_bytes
             if spec.name != name or os.fstat(pool_fd).st_size != expected:

@@ -54,7 +54,7 @@ class Workers:
         return [worker for worker in self.by_session.values() if worker.pool is pool]
 
     def changed(self) -> None:
-        """Membership is another now: a worker came, went, or changed its state."""
+        """Membership is another now: a worker came, went, or changed its state; a pool went."""
         self.version += 1
 
     def add(self, worker: Worker) -> None:

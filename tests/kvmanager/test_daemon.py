@@ -15,8 +15,18 @@ import zmq
 from holdfast import wire
 from holdfast.rundir import RunDir
 from holdfast.v1 import kvmanager_pb2 as pb
-from kvmanager.client import DaemonLink, attach
-from kvmanager.errors import Conflict, Fenced, Mismatch, NoMemory, PoolTooSmall, Unavailable, Unimplemented
+from kvmanager.client import AdminClient, DaemonLink, attach
+from kvmanager.errors import (
+    Conflict,
+    DeadlineExceeded,
+    Fenced,
+    Mismatch,
+    NoMemory,
+    NotFound,
+    PoolTooSmall,
+    Unavailable,
+    Unimplemented,
+)
 from kvmanager.messages import Commit, FinishReason, Grant, Heartbeat, Release, SequenceRef, WorkerState
 from tests.kvmanager.processes import (
     ENVIRON,
@@ -252,6 +262,32 @@ def test_a_pool_that_nobody_uses_gives_way_to_a_worker_that_differs(service):
         assert worker.attachment.num_blocks == 256
         assert len(service.status().pools) == 1
     assert service.log("pool dropped")
+
+
+def test_a_pool_is_deleted_by_request_once_nobody_uses_it(service):
+    service.status()
+    with pytest.raises(NotFound):
+        service.ask(pb.DeletePoolRequest(pool="none"))
+    with worker_process(service) as process:
+        (pool,) = service.status().pools
+        with pytest.raises(Conflict, match="in use"):
+            service.ask(pb.DeletePoolRequest(pool=pool.name))
+        process.kill()
+        eventually(lambda: service.status().workers, lambda workers: not workers)
+    freed = service.ask(pb.DeletePoolRequest(pool=pool.name)).freed_bytes
+    assert freed == pool.pool_bytes + pool.metadata_bytes
+    assert not service.status().pools
+
+
+def test_sigterm_ends_work_that_takes_seconds():
+    """A check of a pool with half a million blocks, here."""
+    with Service("--num-blocks-override", "524288") as service:
+        with Worker(service.sockets, num_layers=1, num_kv_heads=1, head_dim=8):
+            with AdminClient(service.sockets, 0.2) as client, pytest.raises(DeadlineExceeded):
+                client.request(pb.FsckRequest())
+            service.process.terminate()
+            assert service.process.wait(PATIENCE_S) == 0
+        assert service.log("daemon ended")[-1].get("code", 0) == 0
 
 
 def test_a_gpu_and_a_hopeless_budget_are_refused_by_name():

@@ -3,6 +3,7 @@
 import array
 import os
 import random
+import signal
 import socket
 import struct
 from pathlib import Path
@@ -18,7 +19,7 @@ from kvmanager.codec import encode_request
 from kvmanager.codec_attach import encode_attach
 from kvmanager.errors import Invalid, KvError
 from kvmanager.messages import Commit, CommitEntry, Grant
-from tests.kvmanager.processes import PATIENCE_S, Service, Worker, attach_spec
+from tests.kvmanager.processes import PATIENCE_S, Service, Worker, attach_spec, eventually
 
 
 @pytest.fixture(scope="module")
@@ -157,11 +158,12 @@ def test_two_hundred_idle_connections_keep_nobody_out(service):
             sock.close()
 
 
-def test_idle_connections_to_the_keeper_are_bounded(service):
-    idle = [fds.connect(service.sockets.keeper, PATIENCE_S) for _ in range(100)]
-    try:
-        service.status()
-    finally:
+def test_idle_connections_to_the_keeper_keep_no_daemon_out():
+    with Service("--kv-memory", "4MiB") as service:
+        pid = service.status().pid
+        idle = [fds.connect(service.sockets.keeper, PATIENCE_S) for _ in range(100)]
+        os.kill(pid, signal.SIGKILL)
+        eventually(service.status, lambda status: status.pid != pid)
         for sock in idle:
             sock.close()
 

@@ -1,5 +1,6 @@
 """Making, finding again and dropping pools, with a real keeper; and which worker fits which pool."""
 
+import contextlib
 import os
 import shutil
 import subprocess
@@ -53,7 +54,7 @@ def settings(run_dir):
 
 
 def new_pools(keeper):
-    return Pools(keeper, {"memfd": MemfdExporter()}, lambda: None)
+    return Pools(keeper, {"memfd": MemfdExporter()}, lambda: None, contextlib.nullcontext)
 
 
 def model(number):
