@@ -21,7 +21,10 @@ yes_option = click.option("--yes", "-y", is_flag=True, help="Do not ask.")
 @yes_option
 @verb
 def flush(invocation: Invocation, pool: str, yes: bool) -> int:
-    """Drop every cached block that no sequence uses."""
+    """Drop all cached blocks.
+
+    Those that a sequence uses stay.
+    """
     return change(invocation, pb.FlushRequest(pool=pool), f"Drop all cached blocks of {where(pool)}?", yes)
 
 
@@ -33,7 +36,10 @@ def flush(invocation: Invocation, pool: str, yes: bool) -> int:
 @yes_option
 @verb
 def evict(invocation: Invocation, count: int, pool: str, yes: bool) -> int:
-    """Drop the least recently used cached blocks that no sequence uses, N of them at most."""
+    """Drop the oldest cached blocks.
+
+    At most N, the least recently used first. Those that a sequence uses stay.
+    """
     request = pb.EvictRequest(pool=pool, count=count)
     return change(invocation, request, f"Drop {count} cached blocks of {where(pool)}?", yes)
 

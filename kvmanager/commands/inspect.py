@@ -37,7 +37,10 @@ def status(invocation: Invocation) -> None:
 @click.command()
 @verb
 def health(invocation: Invocation) -> int:
-    """Say SERVING and exit 0, or NOT_SERVING and exit 1: for probes."""
+    """Say SERVING and exit 0, or exit 1.
+
+    For probes. The reason, if there is one, is on stderr.
+    """
     reply: pb.Status = invocation.ask(pb.StatusRequest())
     if invocation.as_json:
         emit_json({"health": reply.health, "health_reason": reply.health_reason})
@@ -54,7 +57,10 @@ def health(invocation: Invocation) -> int:
 @click.option("--state", type=click.Choice(BLOCK_STATES), help="Blocks: only this state [all but free].")
 @verb
 def get(invocation: Invocation, kinds: tuple[Kind, ...], pool: str, state: str | None) -> None:
-    """List blocks, sequences, workers, pools or tiers; several kinds with commas between them."""
+    """List things, one kind or several.
+
+    Kinds: blocks, sequences, workers, pools, tiers; with commas between them.
+    """
     if state and kinds != (BLOCKS,):
         raise click.UsageError("--state is for blocks only")
     found = {kind: sorted(items_of(invocation, kind, pool, state or ""), key=kind.order) for kind in kinds}
@@ -93,7 +99,10 @@ def show_list(kind: Kind, items: list[Message], *, headers: bool, apart: bool) -
 @pool_option
 @verb
 def describe(invocation: Invocation, kind: Kind, name: str, pool: str) -> None:
-    """Show one block, sequence, worker or pool in full; a sequence by a unique prefix of its id."""
+    """Show one thing in full.
+
+    Kinds: block, sequence, worker, pool. A sequence is named by a unique prefix of its id.
+    """
     reply: pb.DescribeReply = invocation.ask(pb.DescribeRequest(kind=kind.number, pool=pool, id=name))
     item = getattr(reply, kind.name)
     if invocation.as_json:
@@ -133,7 +142,10 @@ FINDING_COLUMNS: tuple[Column[pb.FsckFinding], ...] = (
 @pool_option
 @verb
 def fsck(invocation: Invocation, pool: str) -> int:
-    """Compare tables, counters and indexes with each other; exit 1 if anything differs."""
+    """Check the metadata; exit 1 on findings.
+
+    Rebuilds counters, free list and prefix index from the tables and compares them.
+    """
     reply: pb.FsckReply = invocation.ask(pb.FsckRequest(pool=pool))
     if invocation.as_json:
         emit_json(to_json(reply))

@@ -20,7 +20,9 @@ from kvmanager.config import KvManagerSettings
 @settings.options(KvManagerSettings)
 @click.pass_obj
 def serve(before: Mapping[str, Any] | None, /, **flags: Any) -> int:
-    """Run the KV manager until Ctrl-C or SIGTERM: a keeper that holds the memory, and its daemon.
+    """Run the KV manager: keeper and daemon.
+
+    Until Ctrl-C or SIGTERM. The keeper holds the memory and starts the daemon again when it dies.
 
     With --keeper SOCKET only the daemon, beside a keeper that runs elsewhere.
     """
@@ -36,7 +38,10 @@ def serve(before: Mapping[str, Any] | None, /, **flags: Any) -> int:
 @settings.options(settings.Common)
 @click.pass_obj
 def keeper(before: Mapping[str, Any] | None, /, **flags: Any) -> None:
-    """Run the keeper alone: it holds the memory for a `kvmanager serve --keeper SOCKET` beside it."""
+    """Run the keeper alone.
+
+    It holds the memory for a `kvmanager serve --keeper SOCKET` beside it.
+    """
     start_keeper(load(before, flags), ())
 
 

@@ -12,7 +12,7 @@ from kvmanager.render import emit, emit_json
 @click.command()
 @verb
 def version(invocation: Invocation) -> None:
-    """Print the version of holdfast and of the protocol between its processes."""
+    """Print the version installed here."""
     found = {"version": installed("holdfast"), "protocol": wire.VERSION}
     if invocation.as_json:
         emit_json(found)
