@@ -7,7 +7,6 @@ that cannot be reached (gone, or not reading) is told to the caller, who ends it
 import fcntl
 import os
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -35,8 +34,7 @@ class Front:
         self._path = path
         self._bounds = bounds
         self._lock = lock(path.with_suffix(".lock"))
-        with suppress(FileNotFoundError):
-            path.unlink()  # of a process that is gone: we hold the lock
+        path.unlink(missing_ok=True)  # of a process that is gone: we hold the lock
         self.dropped = 0
         self.socket = context.socket(zmq.ROUTER)
         self.socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
@@ -100,17 +98,20 @@ class Front:
     def close(self) -> None:
         """Gives last words a moment to leave, and the name back."""
         self.socket.close(LAST_WORDS_MS)
-        with suppress(FileNotFoundError):
-            self._path.unlink()
+        for path in (self._path, self._path.with_suffix(".lock")):  # while the lock is ours
+            path.unlink(missing_ok=True)
         os.close(self._lock)
 
 
 def lock(path: Path) -> int:
     """An exclusive lock that ends with this process. Conflict if another process holds it."""
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(fd)
-        raise Conflict(f"another worker has {path.stem}; choose another --worker-id") from None
-    return fd
+    while True:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(fd)
+            raise Conflict(f"another process is {path.stem}; choose another --worker-id") from None
+        if path.exists() and os.path.samestat(os.fstat(fd), path.stat()):
+            return fd
+        os.close(fd)  # its former holder removed the name just before we got the lock

@@ -87,6 +87,7 @@ class Link:
         self._drain_until: float | None = None
         self._end: End | None = None
         self.error: BaseException | None = None  # with DAEMON_GONE and CRASHED: what happened
+        self._state = WorkerState.WARMING
         self._asked = 0  # times `stop` was called
         self._next_beat = 0.0
         self._poller = zmq.Poller()
@@ -223,7 +224,13 @@ class Link:
         now = time.monotonic()
         if now >= self._next_beat:
             self._next_beat = now + HEARTBEAT_S
+            self._note_state()
             self._daemon.heartbeat(heartbeat(self._worker))
+
+    def _note_state(self) -> None:
+        if self._worker.state is not self._state:
+            self._state = self._worker.state
+            log.info(self._state.name.lower())
 
     def _heed_stop(self, grace_s: float) -> None:
         if self._asked and self._drain_until is None:

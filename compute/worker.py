@@ -161,7 +161,7 @@ class Worker:
             case Wait():
                 scheduler.wait(item, now)
             case Refused():
-                scheduler.refused(item)
+                scheduler.refused(item, now)
             case Unasked(reply):
                 self._handle_unasked(reply, now)
             case Draining():
@@ -185,3 +185,4 @@ class Worker:
     def _drain(self) -> None:
         self.state = WorkerState.DRAINING
         self.scheduler.drain()
+        self._outbox.wake()

@@ -29,6 +29,14 @@ class Batch:
         self.taken.append(taken)
         self.rows.append(make_row(sequence, end))
 
+    @property
+    def starving(self) -> bool:
+        """Nothing can run for want of blocks, or somebody runs whom a sequence without a block outranks."""
+        if not self.left_out:
+            return False
+        best = max(sequence.request.priority for sequence in self.left_out)
+        return not self.rows or any(sequence.request.priority < best for sequence in self.sequences)
+
 
 @dataclass(frozen=True, slots=True)
 class Offer:

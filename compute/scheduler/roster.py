@@ -72,6 +72,10 @@ class Roster:
         sequence.preempted(now_ns)
         self.waiting.add(sequence)
 
+    def others_recorded(self, sequence: Sequence) -> bool:
+        """Whether the daemon holds a record of any other live sequence."""
+        return any(other.recorded for other in self.live.values() if other is not sequence)
+
     # ---------------------------------------------------------------------------------------- ends
 
     def finished(self, sequence: Sequence, finish: FinishReason) -> None:

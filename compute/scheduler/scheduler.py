@@ -100,20 +100,25 @@ class Scheduler:
             self._roster.end(sequence, sequence.canceled)
 
     def wait(self, wait: Wait, now_ns: int) -> None:
-        """No room yet: back in line."""
+        """No room yet."""
         sequence = self._roster.answered(wait.sequence)
-        if sequence is None:
-            return
+        if sequence is not None:
+            self._back_in_line(sequence, now_ns)
+
+    def _back_in_line(self, sequence: Sequence, now_ns: int) -> None:
         self._roster.waiting.waited(sequence, now_ns)
         if sequence.canceled is not None:
             self._roster.end(sequence, sequence.canceled)
         elif self._draining and not sequence.recorded:
             self._roster.fail(sequence, Unavailable("this worker is draining"))
 
-    def refused(self, refused: Refused) -> None:
-        """It can never be opened."""
+    def refused(self, refused: Refused, now_ns: int) -> None:
+        """It can never be opened; but for want of records, which come free when others end."""
         sequence = self._roster.answered(refused.sequence)
         if sequence is None:
+            return
+        if refused.code == ResourceExhausted.code and self._roster.others_recorded(sequence):
+            self._back_in_line(sequence, now_ns)
             return
         self._roster.waiting.add(sequence)
         if sequence.canceled is not None:
@@ -197,7 +202,7 @@ class Scheduler:
 
     def orders(self, now_ns: int) -> list[Numbered]:
         """What to send before the step runs: for blocks first, then for rows of those whose turn it is."""
-        starving = self._starving()
+        starving = self._batch.starving
         grant = self._float.order(self._target(), self._batch.short, now_ns, starving=starving)
         orders: list[Numbered] = [] if grant is None else [grant]
         roster = self._roster
@@ -292,11 +297,3 @@ class Scheduler:
         chunk = self._limits.blocks_for(min(pending, self._limits.max_num_batched_tokens))
         rate = self.progress.tokens_per_second
         return self._float.target(rate, self._decoding(), max(chunk, self._idle_chunk))
-
-    def _starving(self) -> bool:
-        """Nothing can run for want of blocks, or somebody runs whom a sequence without a block outranks."""
-        left_out, rows = self._batch.left_out, self._batch.sequences
-        if not left_out:
-            return False
-        best = max(sequence.request.priority for sequence in left_out)
-        return not rows or any(sequence.request.priority < best for sequence in rows)

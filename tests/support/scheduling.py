@@ -59,7 +59,9 @@ def expected_output(request: Request, max_model_len: int = 10_000) -> tuple[list
             return made, FinishReason.LENGTH
 
 
-def make_request(number: int, prompt: Sequence[int] = (2, 3, 4), *, priority: int = 0, **stop: object) -> Request:
+def make_request(
+    number: int, prompt: Sequence[int] = (2, 3, 4), *, priority: int = 0, **stop: object
+) -> Request:
     rules = StopRules(**({"max_tokens": 8} | stop))  # type: ignore[arg-type]
     return Request(
         sequence=SequenceId(number.to_bytes(16, "big")),
@@ -78,7 +80,9 @@ def make_request(number: int, prompt: Sequence[int] = (2, 3, 4), *, priority: in
 class Pair:
     """`turn` is one boundary and perhaps one step; `deliver` moves messages both ways."""
 
-    def __init__(self, num_blocks: int = 16, block_size: int = 4, max_num_seqs: int = 4, max_tokens: int = 16) -> None:
+    def __init__(
+        self, num_blocks: int = 16, block_size: int = 4, max_num_seqs: int = 4, max_tokens: int = 16
+    ) -> None:
         self.limits = Limits(
             max_num_seqs=max_num_seqs,
             max_num_batched_tokens=max_tokens,
@@ -186,7 +190,7 @@ class Pair:
             case Wait():
                 self.scheduler.wait(reply, self.now)
             case Refused():
-                self.scheduler.refused(reply)
+                self.scheduler.refused(reply, self.now)
             case Revoke():
                 self.scheduler.revoke(reply.sequence, reply.epoch, self.now)
             case _:
