@@ -15,8 +15,8 @@ from pathlib import Path
 from unittest import mock
 
 import zmq
-from holdfast.rundir import RunDir
 
+from holdfast.rundir import RunDir
 from kvmanager.cli import run
 from kvmanager.client import AttachSpec, DaemonLink, attach
 from kvmanager.messages import (
