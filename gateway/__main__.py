@@ -46,7 +46,10 @@ async def run(found: GatewaySettings) -> None:
     gateway = Gateway(found)
     try:
         await gateway.start()
-        await stopping.wait()
+        waits = asyncio.create_task(stopping.wait()), asyncio.create_task(gateway.broken())
+        done, _ = await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()  # raises if the gateway broke
     finally:
         await gateway.stop()
 

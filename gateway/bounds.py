@@ -18,6 +18,7 @@ MAX_STOP_IDS: Final = 64
 MAX_BIASES: Final = 1024
 MAX_RESUMES: Final = 64
 MAX_IDS: Final = 2**20  # of one call
+MAX_PROMPT_LOGPROBS: Final = 2**18  # (prompt_logprobs + 1) x prompt tokens: they travel in one message
 MAX_NAME_CHARACTERS: Final = 128
 MAX_PAGE: Final = 1000
 DEFAULT_PAGE: Final = 100

@@ -94,7 +94,7 @@ WIRE: Final[Mapping[int, Told]] = {
         _CODE.FAILED_PRECONDITION,
         "KV_POOL_TOO_SMALL",
         "the request can never fit the KV pool",
-        shown=frozenset({"needed_tokens", "pool_tokens", "needed_blocks", "pool_blocks"}),
+        shown=frozenset({"needed_blocks", "usable_blocks"}),
     ),
     7: Told(_CODE.INTERNAL, "INTERNAL", "internal error"),
     8: Told(_CODE.RESOURCE_EXHAUSTED, "OUT_OF_MEMORY", "the worker is out of memory", 1.0),

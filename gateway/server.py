@@ -5,7 +5,6 @@ requests wait for one within their bound.
 """
 
 import asyncio
-from contextlib import suppress
 from typing import Final
 
 import grpc
@@ -18,6 +17,7 @@ from gateway.auth import AuthInterceptor, Keys
 from gateway.bounds import MAX_TEXT_BYTES
 from gateway.config import GatewaySettings
 from gateway.fleet import Fleet
+from gateway.malformed import MalformedInterceptor
 from gateway.models import ServedModel
 from gateway.service import GenerateService
 from holdfast.v1 import generate_pb2, generate_pb2_grpc
@@ -64,7 +64,7 @@ class Gateway:
     def _build_server(self, keys: Keys) -> grpc.aio.Server:
         settings = self._settings
         server = grpc.aio.server(
-            interceptors=[AuthInterceptor(keys)],
+            interceptors=[AuthInterceptor(keys), MalformedInterceptor(SERVICE)],
             options=OPTIONS,
             maximum_concurrent_rpcs=settings.max_concurrent + SMALL_CALLS,
         )
@@ -95,6 +95,10 @@ class Gateway:
             "gateway listens", host=self._settings.host, port=self.port, model=self._settings.model_name
         )
 
+    async def broken(self) -> None:
+        """Returns never; raises what ended one of the tasks that must not end."""
+        await asyncio.gather(*self._tasks)
+
     async def _watch_health(self) -> None:
         """Health means progress: the daemon answers, and a worker advances or is idle."""
         told = False
@@ -116,8 +120,7 @@ class Gateway:
         await self._server.stop(self._settings.shutdown_grace)
         for task in self._tasks:
             task.cancel()
-            with suppress(asyncio.CancelledError):
-                await task
+        await asyncio.gather(*self._tasks, return_exceptions=True)
         await self.fleet.close()
         await self._daemon.close()
         if self._model.codec:

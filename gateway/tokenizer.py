@@ -30,6 +30,7 @@ class TextCodec:
         tokenizer.no_truncation()
         tokenizer.no_padding()
         self._tokenizer = tokenizer
+        self._anchor = self._find_anchor()
         self._threads = ThreadPoolExecutor(2, thread_name_prefix="tokenizer")
 
     @classmethod
@@ -42,6 +43,11 @@ class TextCodec:
             return cls(Tokenizer.from_file(str(path)))
         except Exception as error:  # noqa: BLE001 - tokenizers raises plain Exception
             raise ValueError(f"cannot read {path}: {error}") from None
+
+    def _find_anchor(self) -> list[int]:
+        """An id whose text is plain ASCII; [] if the vocabulary has none."""
+        texts = ((token_id, self.decode([token_id])) for token_id in range(self.vocab_size))
+        return next(([token_id] for token_id, text in texts if text.isascii() and text.isalnum()), [])
 
     @property
     def vocab_size(self) -> int:
@@ -72,7 +78,7 @@ class TextCodec:
 
     def stream(self, prompt: Sequence[int], skip_special_tokens: bool) -> "Detokenizer":
         """An incremental decoder of what follows `prompt`."""
-        return Detokenizer(self._tokenizer, prompt, skip_special_tokens)
+        return Detokenizer(self._tokenizer, self._anchor, prompt, skip_special_tokens)
 
     def close(self) -> None:
         self._threads.shutdown(wait=False, cancel_futures=True)
@@ -81,40 +87,49 @@ class TextCodec:
 class Detokenizer:
     """Text of one index, token by token; incomplete UTF-8 is held back.
 
-    prompt[-6:] | shown ids ...... | held ids ...
-                                   ^ last piece of text ended here
+    begin (not shown) | shown ids ...... | held ids ...
+                                         ^ the last piece of text ended here
+
+    `anchor` is an id of plain text, so that what follows it is no beginning: some decoders strip a first space.
     """
 
-    def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int], skip_special_tokens: bool) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, anchor: list[int], prompt: Sequence[int], skip_special_tokens: bool
+    ) -> None:
         self._tokenizer = tokenizer
+        self._anchor = anchor
         self._skip = skip_special_tokens
-        self._context = self._whole(prompt)
         self._held: list[int] = []
-        self._stream = DecodeStream(ids=self._context, skip_special_tokens=skip_special_tokens)
+        self._restart(self._tail(prompt))
+
+    def _tail(self, prompt: Sequence[int]) -> list[int]:
+        """The prompt's last ids, unless their text ends within a character."""
+        ids = list(prompt[-CONTEXT_IDS:])
+        return self._anchor if self._decode(ids).endswith(REPLACEMENT) else ids
+
+    def _restart(self, begin: list[int]) -> None:
+        self._begin, self._held = begin, []
+        self._stream = DecodeStream(ids=begin, skip_special_tokens=self._skip)
 
     def push(self, token_id: int) -> str:
         """The text that `token_id` completes, perhaps none."""
         self._held.append(token_id)
-        piece: str | None = self._stream.step(self._tokenizer, token_id)
+        try:
+            piece: str | None = self._stream.step(self._tokenizer, token_id)
+        except Exception:  # noqa: BLE001 - tokenizers raises plain Exception when malformed bytes change shown text
+            return self.flush()
         if piece is None:
             return self.flush() if len(self._held) > MAX_HELD_IDS else ""
-        self._context, self._held = self._held, []
+        self._begin, self._held = self._anchor, []
         return piece
 
     def flush(self) -> str:
         """The text of the held ids as it is, incomplete characters as U+FFFD; then starts afresh."""
         if not self._held:
             return ""
-        before = self._decode(self._context)
-        text = self._decode(self._context + self._held)[len(before) :]
-        self._context, self._held = [], []
-        self._stream = DecodeStream(ids=[], skip_special_tokens=self._skip)
+        text = self._decode(self._begin + self._held)[len(self._decode(self._begin)) :]
+        self._restart(self._anchor)
         return text
-
-    def _whole(self, prompt: Sequence[int]) -> list[int]:
-        """The prompt's last ids, unless their text ends within a character."""
-        ids = list(prompt[-CONTEXT_IDS:])
-        return [] if self._decode(ids).endswith(REPLACEMENT) else ids
 
     def _decode(self, ids: list[int]) -> str:
         return str(self._tokenizer.decode(ids, skip_special_tokens=self._skip)) if ids else ""

@@ -135,6 +135,12 @@ def check_unbuilt(request: pb.GenerateRequest) -> None:
         raise unsupported("sampling.beam_width", "beam search is not built yet")
 
 
+def check_prompt_logprobs(top: int, prompt: int) -> None:
+    if top and (top + 1) * prompt > bounds.MAX_PROMPT_LOGPROBS:
+        most = bounds.MAX_PROMPT_LOGPROBS // prompt - 1
+        raise invalid("response.prompt_logprobs", f"{top} is more than {most}, for {prompt} prompt tokens")
+
+
 def check_ids(name: str, ids: Iterable[int], vocab_size: int) -> None:
     for index, token_id in enumerate(ids):
         if token_id >= vocab_size:
@@ -151,6 +157,7 @@ def complete(request: pb.GenerateRequest, prompt: Sequence[int], limits: Limits)
     check_ids("sampling.logit_bias", sorted(request.sampling.logit_bias), limits.vocab_size)
     sampling = complete_sampling(request.sampling, limits.vocab_size)
     response = request.response
+    check_prompt_logprobs(response.prompt_logprobs, len(prompt))
     return Plan(
         prompt=prompt,
         sampling=sampling,

@@ -93,6 +93,8 @@ class WorkerLink:
                 self._hand_on(frames)
             except wire.FrameError as error:
                 self._log.warning("dropped a worker's message", reason=str(error))
+            except Exception:  # noqa: BLE001 - our bug in one message must not silence every stream of this worker
+                self._log.exception("a worker's message could not be handled")
 
     def _hand_on(self, frames: list[bytes]) -> None:
         if len(frames) != 1:
@@ -141,7 +143,7 @@ def from_entry(entry: compute_pb2.TokensEntry) -> TokensEntry:
         finish = FinishReason(entry.finish)
     except ValueError:
         raise wire.FrameError(f"unknown finish reason {entry.finish}") from None
-    return TokensEntry(
+    return Entry(
         sequence=entry.sequence,
         epoch=entry.epoch,
         first_position=entry.first_position,

@@ -98,14 +98,14 @@ async def test_an_error_finish_is_a_status_alone_and_a_reason_among_several(serv
 
 async def test_a_rejection_becomes_a_status_without_its_message(service):
     async def script(worker, job):
-        details = {"needed_blocks": "7", "path": "/run/x.sock", "pool_blocks": "3"}
+        details = {"needed_blocks": "7", "path": "/run/x.sock", "usable_blocks": "3"}
         await worker.reject(job, kv.ERROR_CODE_POOL_TOO_SMALL, **details)
 
     async with service.client(script) as client:
         with pytest.raises(InvalidRequest) as caught:
             await collect(client.generate([1]))
     assert caught.value.reason == "KV_POOL_TOO_SMALL"
-    assert caught.value.details == {"needed_blocks": "7", "pool_blocks": "3"}
+    assert caught.value.details == {"needed_blocks": "7", "usable_blocks": "3"}
     assert "secret" not in str(caught.value)
 
 

@@ -39,8 +39,8 @@ def test_every_code_has_a_status_with_reason_and_domain(code):
 @pytest.mark.parametrize("code", [*sorted(WIRE), 999])
 def test_internals_never_leak(code):
     """Only numbers that the table names pass; never a peer's text."""
-    refusal = from_wire(code, {"path": "/run/worker.sock", "needed_blocks": "0x7f", "pool_blocks": "12"})
-    assert set(refusal.details) <= {"pool_blocks"}
+    refusal = from_wire(code, {"path": "/run/worker.sock", "needed_blocks": "0x7f", "usable_blocks": "12"})
+    assert set(refusal.details) <= {"usable_blocks"}
     assert "/" not in refusal.message
 
 

@@ -4,9 +4,11 @@ import asyncio
 
 import grpc
 import pytest
-from peers import collect, ids_of, tell, text_of, unpack
+import structlog
+from peers import collect, ids_of, silent, tell, text_of, unpack
 
-from gateway.client import InvalidRequest
+from gateway.client import DeadlineExpired, InvalidRequest, SyncClient
+from gateway.client_calls import build_request
 from holdfast.mix import mix
 from holdfast.v1 import generate_pb2 as pb
 
@@ -227,3 +229,67 @@ async def test_without_a_tokenizer_ids_go_in_and_out(serve, tmp_path):
                     "NO_TOKENIZER",
                 )
     assert (ids_of(chunks), text_of(chunks)) == ([7, 8], "")
+
+
+async def test_one_index_may_stop_while_another_goes_on(service, tokenizer):
+    fox = tokenizer.encode("fox", add_special_tokens=False).ids
+    sea = tokenizer.encode("the sea the sea the sea", add_special_tokens=False).ids
+
+    async def script(worker, job):
+        for i in fox if job.submit.index == 0 else sea:
+            await worker.emit(job, [i])
+            await asyncio.sleep(0.01)
+        if job.submit.index == 1:
+            await worker.emit(job, [], pb.FINISH_REASON_LENGTH)
+
+    async with service.client(script) as client:
+        chunks = await collect(client.generate([1], n=2, stop=["ox"]))
+        worker = service.workers[0]
+        await worker.until(lambda: worker.cancels)
+    assert (text_of(chunks, 0), text_of(chunks, 1)) == ("f", "the sea the sea the sea")
+    assert {c.index: c.finish.reason for c in chunks if c.finish} == {0: 1, 1: 3}
+    [cancel] = worker.cancels
+    assert cancel.sequence == next(j.submit.sequence for j in worker.jobs if j.submit.index == 0)
+
+
+async def test_the_client_without_async(service, tokenizer):
+    fox = tokenizer.encode("the fox", add_special_tokens=False).ids
+
+    def use(target):
+        with SyncClient(target) as client:
+            text = "".join(chunk.text for chunk in client.generate("x", max_tokens=9))
+            for _ in client.generate("x"):
+                break
+            return text, client.detokenize(client.tokenize("the sea")), [m.name for m in client.models()]
+
+    async with service.client(tell(*([i] for i in fox))):
+        assert await asyncio.to_thread(use, service.target) == ("the fox", "the sea", ["tiny"])
+
+
+async def test_the_client_retries_what_was_never_begun(serve):
+    async with serve(worker_wait=0.1) as service, service.client() as client:
+        task = asyncio.create_task(collect(client.generate([1], retries=20)))
+        await asyncio.sleep(0.5)
+        service.worker(tell([5]))
+        assert ids_of(await task) == [5]
+
+
+async def test_every_request_ends_in_one_log_line(service, tokenizer):
+    with structlog.testing.capture_logs(processors=[structlog.contextvars.merge_contextvars]) as logs:
+        async with service.client(tell([5], [6])) as client:
+            await collect(client.generate("fox", request_id="mine"))
+            with pytest.raises(InvalidRequest):
+                await collect(client.generate([1], top_p=2.0))
+            service.workers[0].script = silent
+            with pytest.raises(DeadlineExpired):
+                await collect(client.generate([1], timeout=0.2))
+            while len(ends := [line for line in logs if line["event"] == "request ended"]) < 3:
+                await asyncio.sleep(0.01)
+    assert [line["status"] for line in ends] == ["OK", "INVALID_ARGUMENT", "DEADLINE_EXCEEDED"]
+    assert (ends[0]["request_id"], ends[0]["finish"], ends[0]["completion_tokens"]) == ("mine", ["LENGTH"], 2)
+    assert ends[0]["prompt_tokens"] == len(tokenizer.encode("fox").ids)
+
+
+def test_an_unknown_option_of_the_client_is_a_type_error():
+    with pytest.raises(TypeError, match="temprature"):
+        build_request("x", {"temprature": 1.0})

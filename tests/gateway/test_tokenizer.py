@@ -83,6 +83,38 @@ def test_the_first_word_keeps_its_space_after_a_prompt():
     assert streamed(codec, ids) == "time fox"
 
 
+@pytest.fixture(scope="session")
+def fallback_codec():
+    """Bytes that are no words are tokens <0xNN>, as in SentencePiece models."""
+    tokenizer = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    parts = [
+        decoders.Replace("\u2581", " "),
+        decoders.ByteFallback(),
+        decoders.Fuse(),
+        decoders.Strip(" ", 1, 0),
+    ]
+    tokenizer.decoder = decoders.Sequence(parts)
+    special = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=special, show_progress=False)
+    tokenizer.train_from_iterator(["hello world once upon a time"] * 3, trainer)
+    return TextCodec(tokenizer)
+
+
+@given(st.lists(st.integers(0, 290), max_size=40), st.lists(st.integers(0, 290), max_size=8), st.booleans())
+def test_malformed_bytes_of_a_byte_fallback_tokenizer_never_fail(fallback_codec, ids, prompt, skip):
+    """DecodeStream itself gives up when later bytes change what earlier ones meant."""
+    text = streamed(fallback_codec, ids, prompt, skip)
+    words = [i for i in ids if i >= 259]
+    assert all(letter in text for letter in fallback_codec.decode(words).replace(" ", ""))
+
+
+def test_bytes_of_one_character_come_as_that_character(fallback_codec):
+    ids = [3 + byte for byte in "🦊".encode()]
+    detokenizer = fallback_codec.stream([270], False)  # in this tokenizer the bytes are special
+    assert [detokenizer.push(i) for i in ids] == ["", "", "", "🦊"]
+
+
 async def test_long_texts_are_encoded_in_a_thread_with_the_same_result(codec):
     text = "the small fox lived by the sea " * 500
     assert await codec.encode(text) == codec._encode(text, True)

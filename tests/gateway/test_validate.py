@@ -163,6 +163,15 @@ def test_prompt_and_output_fit_the_context_and_the_pool_or_are_refused(prompt, m
         assert plan.stopping.max_tokens == (most or min(context, pool) - prompt)
 
 
+def test_prompt_logprobs_of_a_giant_prompt_are_bounded():
+    limits = validate.Limits(2**20, 50, 2**20)
+    given = request(response={"prompt_logprobs": 20})
+    found = refusal(validate.complete, given, [1] * 20_000, limits)
+    assert found.field_name == "response.prompt_logprobs"
+    validate.complete(given, [1] * 10_000, limits)
+    validate.complete(request(), [1] * 500_000, limits)
+
+
 def test_defaults_are_filled_and_the_request_is_left_alone():
     given = request()
     plan = validate.complete(given, PROMPT, LIMITS)
