@@ -54,6 +54,7 @@ class Batch:
     write_blocks: Tensor  # [N] block of each token's slot
     write_slots: Tensor  # [N] slot within the block
     groups: tuple[Group, ...]
+    limit: int  # above every position
     row_starts: tuple[int, ...]  # for each row of the plan, its first token's place
 
 
@@ -85,6 +86,7 @@ def build(plan: StepPlan, block_size: int, device: torch.device) -> Batch:
         write_blocks=write[0],
         write_slots=write[1],
         groups=tuple(group_rows(firsts, counts, starts + counts, tables)),
+        limit=int(positions.max()) + 1,
         row_starts=tuple(row_starts.tolist()),
     )
 

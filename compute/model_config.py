@@ -5,13 +5,23 @@ Everything in the folder is someone else's input: a value that is missing, unkno
 ModelConfigError that names the key.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from compute.model.families import FAMILIES, Family
-from compute.model.hf_config import ModelConfigError, Reader, Rope, mapping, read_json, require, ropes_of, windows_of
+from compute.model.hf_config import (
+    ModelConfigError,
+    Reader,
+    Rope,
+    mapping,
+    read_json,
+    require,
+    ropes_of,
+    windows_of,
+)
 from kvmanager.layout import Geometry
 
 ACTIVATIONS: Final = {
@@ -67,7 +77,9 @@ class ModelConfig:
         return cls.from_dict(config, read_json(generation) if generation.exists() else {})
 
     @classmethod
-    def from_dict(cls, config: Mapping[str, Any], generation: Mapping[str, Any] | None = None) -> "ModelConfig":
+    def from_dict(
+        cls, config: Mapping[str, Any], generation: Mapping[str, Any] | None = None
+    ) -> "ModelConfig":
         return _build(config, generation or {})
 
     def geometry(self, block_size: int, dtype: str) -> Geometry:
@@ -85,10 +97,13 @@ def _build(outer: Mapping[str, Any], generation: Mapping[str, Any]) -> ModelConf
     model_type = outer.get("model_type")
     config = dict(outer)
     if model_type == "gemma3":
-        config = {"torch_dtype": outer.get("torch_dtype") or outer.get("dtype")} | dict(mapping(outer, "text_config"))
+        shared = {key: outer[key] for key in ("dtype", "torch_dtype", "eos_token_id") if key in outer}
+        config = shared | dict(mapping(outer, "text_config"))
         model_type = "gemma3_text"
     if model_type not in FAMILIES:
-        raise ModelConfigError(f"model_type {model_type!r} is not supported; known: {', '.join(FAMILIES)}, gemma3")
+        raise ModelConfigError(
+            f"model_type {model_type!r} is not supported; known: {', '.join(FAMILIES)}, gemma3"
+        )
     family = FAMILIES[model_type]
     read = Reader({**family.defaults, **config})
     layers = read.integer("num_hidden_layers", 1, 1024)
@@ -96,7 +111,9 @@ def _build(outer: Mapping[str, Any], generation: Mapping[str, Any]) -> ModelConf
     hidden = read.integer("hidden_size", 1, 2**17)
     kv_heads = read.integer("num_key_value_heads", 1, heads, default=heads)
     head_dim = read.integer("head_dim", 2, 1024, default=max(hidden // heads, 1))
-    require(heads % kv_heads == 0, f"num_attention_heads {heads} is no multiple of num_key_value_heads {kv_heads}")
+    require(
+        heads % kv_heads == 0, f"num_attention_heads {heads} is no multiple of num_key_value_heads {kv_heads}"
+    )
     require(head_dim % 2 == 0, f"head_dim {head_dim} is odd")
     window_of = windows_of(family, read, layers)
     vocab = read.integer("vocab_size", 1, 2**22)
@@ -130,8 +147,8 @@ def _build(outer: Mapping[str, Any], generation: Mapping[str, Any]) -> ModelConf
 
 def _scale(family: Family, read: "Reader", head_dim: int) -> float:
     if not family.query_scalar:
-        return float(head_dim) ** -0.5
-    return float(read.number("query_pre_attn_scalar", 1e-3, 2**20)) ** -0.5
+        return 1.0 / math.sqrt(head_dim)
+    return 1.0 / math.sqrt(read.number("query_pre_attn_scalar", 1e-3, 2**20))
 
 
 def _softcap(family: Family, read: "Reader", key: str) -> float | None:

@@ -35,7 +35,9 @@ class Runner:
     def __init__(self, model: Decoder, pool: Tensor, sampler: Sampler) -> None:
         config = model.config
         expected = (config.num_layers, 2, config.num_kv_heads, pool.shape[4], config.head_dim)
-        assert tuple(pool.shape[1:]) == expected and pool.dtype == model.dtype and pool.is_contiguous()
+        assert tuple(pool.shape[1:]) == expected, f"pool {tuple(pool.shape)}, model {expected}"
+        assert pool.dtype == model.dtype
+        assert pool.is_contiguous()
         self.model = model
         self.pool = pool
         self.sampler = sampler
@@ -64,7 +66,9 @@ class Runner:
 
     def copy(self, copies: Sequence[CopyOrder]) -> None:
         for order in copies:
-            self.pool[order.destination, :, :, :, : order.slots] = self.pool[order.source, :, :, :, : order.slots]
+            self.pool[order.destination, :, :, :, : order.slots] = self.pool[
+                order.source, :, :, :, : order.slots
+            ]
 
     def draw(self, rows: Sequence[StepRow], batch: Batch, hidden: Tensor) -> dict[int, Drawn]:
         """What each row that samples drew, by index of the row."""
@@ -92,8 +96,8 @@ class Runner:
     def score_prompt(self, row: StepRow, start: int, hidden: Tensor) -> Sequence[Logprob]:
         """Log-probabilities of the chunk's prompt tokens: each is predicted by the position before it.
 
-            chunk      a b c | d e f          hidden of c is carried over to score d
-            predicts   b c d | e f
+        chunk      a b c | d e f          hidden of c is carried over to score d
+        predicts   b c d | e f
         """
         if row.start >= row.prompt_len:
             return ()
@@ -116,7 +120,7 @@ class Runner:
             self.carried.popitem(last=False)
 
 
-def load(
+def load(  # noqa: PLR0917 - the order of the flags
     folder: str | Path,
     dtype: str = "auto",
     device: str = "cpu",
@@ -133,12 +137,15 @@ def load(
     kind = DTYPES[resolve_dtype(config, dtype, device)]
     where = torch.device(device)
     say = progress or (lambda done, total: None)
+    kernels = choose(config, kind, where)
     with torch.inference_mode():
         if load_format == "dummy":
-            return Decoder(config, Dummy(seed, kind, norm_offset=config.family.norm_offset), choose(where), where, say)
+            return Decoder(
+                config, Dummy(seed, kind, norm_offset=config.family.norm_offset), kernels, where, say
+            )
         checkpoint = Checkpoint(Path(folder), kind)
         try:
-            model = Decoder(config, checkpoint, choose(where), where, say)
+            model = Decoder(config, checkpoint, kernels, where, say)
             checkpoint.reject_unexpected(tied=config.tied)
             return model
         finally:

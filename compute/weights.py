@@ -67,10 +67,14 @@ class Checkpoint:
             raise WeightsError(f"tensor {full} is missing")
         found = self.where[full].get_slice(full)
         if tuple(found.get_shape()) != shape:
-            raise WeightsError(f"tensor {full} has shape {found.get_shape()}, config.json asks for {list(shape)}")
+            raise WeightsError(
+                f"tensor {full} has shape {found.get_shape()}, config.json asks for {list(shape)}"
+            )
         tensor: Tensor = self.where[full].get_tensor(full)
         if tensor.dtype not in FLOATS:
-            raise WeightsError(f"tensor {full} has dtype {tensor.dtype}; only float32, float16 and bfloat16 are read")
+            raise WeightsError(
+                f"tensor {full} has dtype {tensor.dtype}; only float32, float16 and bfloat16 are read"
+            )
         self.taken.add(full)
         return tensor.to(self.dtype)
 

@@ -12,8 +12,8 @@ from typing import Final
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch.nn import functional
 
 from compute.batch import Batch, Group
 from compute.kernels.interface import AttentionSpec
@@ -47,7 +47,7 @@ class TorchKernels:
     """See `interface.Kernels`."""
 
     def norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        return F.rms_norm(x.float(), weight.shape, weight, eps).to(x.dtype)
+        return functional.rms_norm(x.float(), weight.shape, weight, eps).to(x.dtype)
 
     def add_norm(self, x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Tensor:
         return self.norm(residual.add_(x), weight, eps)
@@ -55,8 +55,8 @@ class TorchKernels:
     def gate(self, x: Tensor, activation: str) -> Tensor:
         left, right = x.chunk(2, dim=-1)
         if activation == "silu":
-            return F.silu(left).mul_(right)
-        return F.gelu(left, approximate="tanh" if activation == "gelu_tanh" else "none").mul_(right)
+            return functional.silu(left).mul_(right)
+        return functional.gelu(left, approximate="tanh" if activation == "gelu_tanh" else "none").mul_(right)
 
     def prepare(self, batch: Batch, pool: Tensor, specs: list[AttentionSpec]) -> Step:
         kinds = {spec.window for spec in specs}
@@ -64,7 +64,7 @@ class TorchKernels:
             batch,
             pool,
             {kind: [window_of(group, kind, pool) for group in batch.groups] for kind in kinds},
-            {rope: rope.rows(batch.positions, pool.dtype) for rope in {spec.rope for spec in specs}},
+            {rope: typed_rows(rope, batch, pool.dtype) for rope in {spec.rope for spec in specs}},
         )
 
     def attend(self, spec: AttentionSpec, qkv: Tensor, step: Step) -> Tensor:
@@ -88,10 +88,16 @@ class TorchKernels:
         q_and_k.copy_(rotate(q_and_k, *step.rotations[spec.rope]))
 
 
+def typed_rows(rope: RotaryTable, batch: Batch, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    cos, sin = rope.rows(batch.positions, batch.limit)
+    return cos.to(dtype), sin.to(dtype)
+
+
 def write(qkv: Tensor, spec: AttentionSpec, step: Step) -> None:
     """Stores k and v of the N real tokens in their slots of this layer."""
     batch = step.batch
-    kv = qkv[: batch.num_tokens, spec.num_heads :].unflatten(1, (2, spec.num_kv_heads))  # [N, 2, K, D]
+    kv = qkv[: batch.num_tokens, spec.num_heads :]
+    kv = kv.reshape(batch.num_tokens, 2, spec.num_kv_heads, spec.head_dim)
     step.pool[:, spec.layer][batch.write_blocks, :, :, batch.write_slots] = kv
 
 
@@ -148,38 +154,37 @@ def attend_group(spec: AttentionSpec, q: Tensor, kv: Tensor, window: Window, out
     q = q[tokens] if window.queries is None else q[window.queries]
     shape = (len(group.counts), group.width, spec.num_kv_heads, -1, dim)
     q = q.reshape(shape).permute(0, 2, 3, 1, 4).flatten(2, 3)  # [B, K, G·width, D]
-    answer = stored_scores(spec, q, kv, window) if spec.softcap or group.width == 1 else fused(spec, q, kv, window)
-    answer = answer.unflatten(2, (-1, group.width)).permute(0, 3, 1, 2, 4).reshape(-1, out.shape[1])
+    stored = spec.softcap is not None or group.width == 1
+    answer = stored_scores(spec, q, kv, window) if stored else fused(spec, q, kv, window)
+    answer = answer.reshape(len(q), spec.num_kv_heads, -1, group.width, dim)
+    answer = answer.permute(0, 3, 1, 2, 4).reshape(-1, out.shape[1])
     out[tokens] = answer if window.answers is None else answer[window.answers]
 
 
 def fused(spec: AttentionSpec, q: Tensor, kv: Tensor, window: Window) -> Tensor:
     """Flash attention: no scores in memory. Grouped heads are extra queries, so no key is repeated."""
     bias = window.bias.repeat(1, 1, q.shape[2] // window.group.width, 1)  # [B, 1, G·width, S]
-    return F.scaled_dot_product_attention(q, kv[0], kv[1], attn_mask=bias, scale=spec.scale)
+    return functional.scaled_dot_product_attention(q, kv[0], kv[1], attn_mask=bias, scale=spec.scale)
 
 
 def stored_scores(spec: AttentionSpec, q: Tensor, kv: Tensor, window: Window) -> Tensor:
     """softmax(cap · tanh(q·k / cap) + bias)·v in slices of queries that keep the scores bounded."""
     size, kv_heads, queries, dim = q.shape
     width, keys = window.group.width, kv.shape[3]
-    groups = queries // width
-    most = max(SCORE_BYTES // (size * kv_heads * groups * keys * 4), 1)
-    if most >= width:
-        return scored(spec, q, kv, window.bias)
-    q = q.unflatten(2, (groups, width))
+    q = q.view(size, kv_heads, queries // width, width, dim)
+    most = max(SCORE_BYTES // (size * kv_heads * (queries // width) * keys * 4), 1)
     parts = [
-        scored(spec, q[:, :, :, i : i + most].flatten(2, 3), kv, window.bias[:, :, i : i + most]).unflatten(2, (groups, -1))
+        scored(spec, q[:, :, :, i : i + most], kv, window.bias[:, :, None, i : i + most])
         for i in range(0, width, most)
     ]
-    return torch.cat(parts, dim=3).flatten(2, 3)
+    return torch.cat(parts, dim=3)
 
 
 def scored(spec: AttentionSpec, q: Tensor, kv: Tensor, bias: Tensor) -> Tensor:
-    """One slice: q [B, K, G·n, D], kv [2, B, K, S, D], bias [B, 1, n, S] → [B, K, G·n, D]."""
-    scores = torch.matmul(q, kv[0].transpose(2, 3)).float().mul_(spec.scale)
-    if spec.softcap:
+    """One slice: q [B, K, G, n, D], kv [2, B, K, S, D], bias [B, 1, 1, n, S] → [B, K, G, n, D]."""
+    shape = q.shape
+    scores = torch.matmul(q.flatten(2, 3), kv[0].transpose(2, 3)).float().mul_(spec.scale)
+    if spec.softcap is not None:
         scores.div_(spec.softcap).tanh_().mul_(spec.softcap)
-    split = scores.unflatten(2, (-1, bias.shape[2]))  # [B, K, G, n, S]
-    split.add_(bias.unsqueeze(2))
-    return torch.matmul(scores.softmax(-1).to(q.dtype), kv[1])
+    scores.view(*shape[:4], -1).add_(bias)
+    return torch.matmul(scores.softmax(-1).to(q.dtype), kv[1]).view(shape)

@@ -24,20 +24,22 @@ class Family:
     defaults: Mapping[str, object] = field(default_factory=dict)
 
 
-_GEMMA: Final[Mapping[str, object]] = {
+_GEMMA: Final[dict[str, object]] = {
     "tie_word_embeddings": True,
     "head_dim": 256,
     "hidden_activation": "gelu_pytorch_tanh",
     "max_position_embeddings": 8192,
 }
-_GEMMA2: Final[Mapping[str, object]] = _GEMMA | {
+_GEMMA2: Final[dict[str, object]] = {
+    **_GEMMA,
     "query_pre_attn_scalar": 256,
     "sliding_window": 4096,
     "sliding_window_pattern": 2,
     "final_logit_softcapping": 30.0,
     "attn_logit_softcapping": 50.0,
 }
-_GEMMA3: Final[Mapping[str, object]] = _GEMMA2 | {
+_GEMMA3: Final[dict[str, object]] = {
+    **_GEMMA2,
     "vocab_size": 262_208,
     "num_attention_heads": 8,
     "num_key_value_heads": 4,
@@ -48,16 +50,15 @@ _GEMMA3: Final[Mapping[str, object]] = _GEMMA2 | {
     "rope_theta": 1_000_000.0,
     "rope_local_base_freq": 10_000.0,
 }
-_GEMMA_NORMS: Final[dict[str, bool]] = {"norm_offset": True, "scaled_embedding": True}
-
 FAMILIES: Final[dict[str, Family]] = {
     "llama": Family(),
     "mistral": Family(windows="all", defaults={"sliding_window": None}),
     "qwen2": Family(qkv_bias=True, windows="optional"),
     "qwen3": Family(qk_norm=True, windows="optional", defaults={"head_dim": 128}),
-    "gemma": Family(**_GEMMA_NORMS, defaults=_GEMMA),
+    "gemma": Family(norm_offset=True, scaled_embedding=True, defaults=_GEMMA),
     "gemma2": Family(
-        **_GEMMA_NORMS,
+        norm_offset=True,
+        scaled_embedding=True,
         post_norms=True,
         softcaps=True,
         query_scalar=True,
@@ -65,7 +66,8 @@ FAMILIES: Final[dict[str, Family]] = {
         defaults=_GEMMA2,
     ),
     "gemma3_text": Family(
-        **_GEMMA_NORMS,
+        norm_offset=True,
+        scaled_embedding=True,
         post_norms=True,
         softcaps=True,
         query_scalar=True,

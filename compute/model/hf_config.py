@@ -115,7 +115,9 @@ def windows_of(family: Family, read: "Reader", layers: int) -> tuple[int | None,
         and set(types) <= {"sliding_attention", "full_attention"},
         f"layer_types must hold {layers} of sliding_attention, full_attention",
     )
-    require(on or "sliding_attention" not in types or family.windows == "optional", "sliding_window is missing")
+    require(
+        on or "sliding_attention" not in types or family.windows == "optional", "sliding_window is missing"
+    )
     window = read.integer("sliding_window", 1, 2**24) if on else None
     return tuple(window if kind == "sliding_attention" else None for kind in types)
 
@@ -133,17 +135,15 @@ def _default_layer_types(family: Family, read: "Reader", layers: int) -> list[st
     return ["sliding_attention" if on else "full_attention" for on in sliding]
 
 
-def ropes_of(
-    family: Family, read: "Reader", windows: Sequence[int | None], max_len: int
-) -> tuple[Rope, ...]:
+def ropes_of(family: Family, read: "Reader", windows: Sequence[int | None], max_len: int) -> tuple[Rope, ...]:
     """Each layer's rotation. Newer configs nest one `rope_parameters` per layer type."""
-    new = read.values.get("rope_parameters")
-    given = dict(mapping(read.values, "rope_parameters") if new else read.values.get("rope_scaling") or {})
+    key = next((key for key in ("rope_parameters", "rope_scaling") if read.values.get(key)), None)
+    given = mapping(read.values, key) if key else {}
     base = read.number("rope_theta", 1.0, 1e12, default=10_000.0)
     if "full_attention" in given or "sliding_attention" in given:
-        full = _rope(given.get("full_attention") or {}, base, max_len)
+        full = _rope(_part(given, "full_attention"), base, max_len)
         local_base = read.number("rope_local_base_freq", 1.0, 1e12, default=base)
-        local = _rope(given.get("sliding_attention") or {}, local_base, max_len)
+        local = _rope(_part(given, "sliding_attention"), local_base, max_len)
     else:
         full = local = _rope(given, base, max_len)
         if family.local_theta:
@@ -151,16 +151,22 @@ def ropes_of(
     return tuple(full if window is None else local for window in windows)
 
 
+def _part(given: Mapping[str, Any], layer_type: str) -> Mapping[str, Any]:
+    return mapping(given, layer_type) if given.get(layer_type) else {}
+
+
 def _rope(given: Mapping[str, Any], theta: float, max_len: int) -> Rope:
     read = Reader(given, where="rope_parameters.")
     kind = given.get("rope_type") or given.get("type") or "default"
     if kind not in ROPE_KINDS:
         raise ModelConfigError(f"rope_type {kind!r} is not supported; known: {', '.join(ROPE_KINDS)}")
-    require(given.get("partial_rotary_factor", 1.0) == 1.0, "partial_rotary_factor other than 1 is not supported")
+    require(
+        given.get("partial_rotary_factor", 1.0) == 1.0, "partial_rotary_factor other than 1 is not supported"
+    )
     theta = read.number("rope_theta", 1.0, 1e12, default=theta)
     if kind == "default":
         return Rope(theta=theta)
-    common = {"kind": kind, "theta": theta, "factor": read.number("factor", 1.0, 1e6)}
+    common: dict[str, Any] = {"kind": kind, "theta": theta, "factor": read.number("factor", 1.0, 1e6)}
     if kind == "linear":
         return Rope(**common)
     if kind == "llama3":

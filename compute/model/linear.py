@@ -1,8 +1,8 @@
 """y = x·Wᵀ + b, by the fastest way that this device and library have.
 
-On the CPU oneDNN wants weights in a blocked layout of its own; reordering them once at load time saves a third
-of a decode step (17 → 11 ms for a 135M model at 1-16 rows, bf16). The operators behind it are not public API of
-torch, so they are tried on a small matrix first; without them F.linear serves.
+On the CPU: AMX tiles where the CPU has them (`kernels.native_linear`, bfloat16), else oneDNN with weights in a blocked
+layout of its own; both reorder the weights once, at load time. oneDNN's operators are not public API of torch, so they
+are tried on a small matrix first; without them F.linear serves.
 """
 
 from collections.abc import Callable
@@ -12,6 +12,8 @@ from typing import Final
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from compute.kernels.native_linear import tiled
 
 Linear = Callable[[Tensor], Tensor]  # [T, in] → [T, out]
 
@@ -46,7 +48,7 @@ class PackedLinear:
 @cache
 def packing_works(dtype: torch.dtype) -> bool:
     """Whether this build of torch packs and multiplies `dtype` correctly."""
-    if dtype not in PACKED_DTYPES or not torch.backends.mkldnn.is_available():
+    if dtype not in PACKED_DTYPES or not torch._C._has_mkldnn:
         return False
     x = (torch.arange(4 * 32) % 7 - 3).to(dtype).view(4, 32)
     weight = (torch.arange(16 * 32) % 5 - 2).to(dtype).view(16, 32)
@@ -58,6 +60,9 @@ def packing_works(dtype: torch.dtype) -> bool:
 
 def make_linear(weight: Tensor, bias: Tensor | None = None) -> Linear:
     """The best Linear for weight [out, in] where it lies."""
-    if weight.device.type == "cpu" and packing_works(weight.dtype):
-        return PackedLinear(weight, bias)
-    return PlainLinear(weight, bias)
+    if weight.device.type != "cpu":
+        return PlainLinear(weight, bias)
+    fast = tiled(weight, bias)
+    if fast is not None:
+        return fast
+    return PackedLinear(weight, bias) if packing_works(weight.dtype) else PlainLinear(weight, bias)

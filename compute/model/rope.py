@@ -5,16 +5,19 @@ x·cos + roll(x, D/2)·sin.
 """
 
 import math
+from typing import Final
 
 import torch
 from torch import Tensor
 
 from compute.model.hf_config import Rope
 
+FIRST_POSITIONS: Final = 1024
+
 
 def inverse_frequencies(rope: Rope, dim: int) -> Tensor:
     """[D/2], float32: how far each pair turns per position."""
-    frequencies = rope.theta ** -(torch.arange(0, dim, 2, dtype=torch.float32) / dim)
+    frequencies = 1.0 / rope.theta ** (torch.arange(0, dim, 2, dtype=torch.float32) / dim)
     if rope.kind == "linear":
         return frequencies / rope.factor
     if rope.kind == "llama3":
@@ -63,20 +66,29 @@ def attention_factor(rope: Rope) -> float:
 
 
 class RotaryTable:
-    """cos and signed sin rows of one rope, made once a step and shared by its layers."""
+    """cos and signed sin of one rope by position. The table grows with the longest sequence seen."""
 
     def __init__(self, rope: Rope, dim: int, device: torch.device) -> None:
         frequencies = inverse_frequencies(rope, dim)
         self.frequencies = torch.cat((frequencies, frequencies)).to(device)  # [D]
         self.sign = torch.cat((-torch.ones(dim // 2), torch.ones(dim // 2))).to(device)  # [D]
         self.factor = attention_factor(rope)
+        self.table = self.computed(FIRST_POSITIONS)
 
-    def rows(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """cos, signed sin: [T, 1, D] each, for positions [T]."""
-        angles = positions.to(torch.float32)[:, None, None] * self.frequencies
-        cos = angles.cos().mul_(self.factor)
-        sin = angles.sin_().mul_(self.sign * self.factor)
-        return cos.to(dtype), sin.to(dtype)
+    def rows(self, positions: Tensor, limit: int) -> tuple[Tensor, Tensor]:
+        """cos, signed sin: [T, 1, D] float32 each, for positions [T], all below `limit`."""
+        if limit > self.table.shape[1]:
+            self.table = self.computed(max(limit, 2 * self.table.shape[1]))
+        cos, sin = self.table[:, positions, None]
+        return cos, sin
+
+    def computed(self, count: int) -> Tensor:
+        """[2, count, D]"""
+        angles = (
+            torch.arange(count, dtype=torch.float32, device=self.frequencies.device)[:, None]
+            * self.frequencies
+        )
+        return torch.stack((angles.cos() * self.factor, angles.sin() * (self.sign * self.factor)))
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ import torch
 import transformers
 
 GAP = 1e-4
-DISTINCT = 16  # different tokens in each answer
+DISTINCT = 10  # different tokens in each answer
 VOCAB = 199
 PROMPT_LENGTHS = (37, 5, 61, 18, 90, 1, 44, 73)
 NEW_TOKENS = 64
@@ -22,11 +22,27 @@ HEADS = {"mha": (4, 4), "gqa": (4, 2), "mqa": (4, 1)}
 WINDOW = 24  # shorter than most prompts, no multiple of 16
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text")
 
+# The first seed that is known to give a clear reference, where it is not 0: saves the search, decides nothing.
+_FIRST_SEED = {
+    ("qwen3", "mha"): 1,
+    ("gemma", "mha"): 2,
+    ("gemma", "mqa"): 5,
+    ("gemma2", "mha"): 3,
+    ("gemma2", "gqa"): 5,
+    ("gemma2", "mqa"): 2,
+    ("gemma3_text", "mha"): 2,
+}
+
 _EXTRA: dict[str, dict[str, Any]] = {
     "mistral": {"sliding_window": WINDOW},
     "qwen3": {"head_dim": 16},
     "gemma": {"head_dim": 16},
-    "gemma2": {"head_dim": 16, "sliding_window": WINDOW, "query_pre_attn_scalar": 24, "attn_logit_softcapping": 5.0},
+    "gemma2": {
+        "head_dim": 16,
+        "sliding_window": WINDOW,
+        "query_pre_attn_scalar": 24,
+        "attn_logit_softcapping": 5.0,
+    },
     "gemma3_text": {
         "head_dim": 16,
         "sliding_window": WINDOW,
@@ -62,7 +78,8 @@ def make_checkpoint(folder: Path, family: str, heads: str, seed: int = 0, **chan
     with torch.no_grad():
         for name, weight in model.named_parameters():
             # Layers that outweigh the embedding: greedy decoding does not fall into repeating one token.
-            weight.add_(torch.randn_like(weight) * (0.02 if "embed" in name else 0.3))
+            sharp = 2.0 if "q_norm" in name or "k_norm" in name else 0.3
+            weight.add_(torch.randn_like(weight) * (0.02 if "embed" in name else sharp))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model.save_pretrained(folder)
@@ -71,12 +88,14 @@ def make_checkpoint(folder: Path, family: str, heads: str, seed: int = 0, **chan
 
 def open_reference(folder: Path) -> Any:
     """The transformers model of a folder, float32, eager attention."""
-    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, attn_implementation="eager"
+    )
     return model.eval()
 
 
 def greedy(model: Any, prompt: list[int], count: int) -> tuple[list[int], float]:
-    """`count` greedy tokens after the prompt, end-of-sequence ignored; and the least gap between the best two logits."""
+    """`count` greedy tokens after the prompt, end-of-sequence ignored; and the least gap of the best two logits."""
     ids, tokens, cache, least = torch.tensor([prompt]), [], None, float("inf")
     with torch.inference_mode():
         for _ in range(count):
@@ -102,7 +121,8 @@ def reference(family: str, heads: str) -> tuple[Path, list[list[int]], list[list
     Made once per process and kept under the temporary directory until it ends.
     """
     root = Path(_root().name)
-    for seed in range(32):
+    first = _FIRST_SEED.get((family, heads), 0)
+    for seed in range(first, first + 32):
         folder = make_checkpoint(root / f"{family}-{heads}-{seed}", family, heads, seed)
         model = open_reference(folder)
         asked = prompts(seed)
