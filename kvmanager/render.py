@@ -15,6 +15,7 @@ import click
 
 GAP: Final = "  "
 MIB: Final = 2**20
+MAX_WIDTH: Final = 10_000  # of a drawn table, in characters
 
 Row = TypeVar("Row")
 
@@ -78,7 +79,11 @@ def emit_rich(columns: Sequence[Column[Row]], cells: Sequence[Sequence[str]], *,
         table.add_column(column.title, justify="right" if column.right else "left", no_wrap=True)
     for line in cells:
         table.add_row(*map(Text, line))
-    Console(file=sys.stdout, highlight=False).print(table)
+    console = Console(file=sys.stdout, highlight=False)
+    if console.measure(table, options=console.options.update(width=MAX_WIDTH)).maximum <= console.width:
+        console.print(table)
+    else:  # too narrow to draw: whole cells that the terminal wraps say more than shortened ones
+        emit("\n".join(aligned(columns, cells, headers=headers)))
 
 
 def fields(pairs: Iterable[tuple[str, str]]) -> list[str]:

@@ -109,6 +109,10 @@ def test_no_color_and_a_dumb_terminal_take_colours_and_boxes_away():
     assert on_terminal(TERM="dumb").split() == ["NAME", "[bold]x[/bold]"]
 
 
+def test_a_terminal_too_narrow_gets_whole_cells_undrawn():
+    assert on_terminal(COLUMNS="8").split() == ["NAME", "[bold]x[/bold]"]
+
+
 def test_a_reader_that_leaves_early_is_no_error():
     program = "from kvmanager.render import emit\nfor _ in range(20000): emit('x' * 100)\n"
     with subprocess.Popen(
