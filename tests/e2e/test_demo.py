@@ -1,0 +1,22 @@
+"""`make demo` does what it promises."""
+
+import subprocess
+import sys
+
+from tools.service import ROOT, environment
+
+
+def test_the_demo_streams_a_story_and_finds_the_shared_opening() -> None:
+    out = subprocess.run(
+        [sys.executable, "-m", "tools.demo"],
+        cwd=ROOT,
+        env=environment(),
+        capture_output=True,
+        check=False,
+        text=True,
+        timeout=170,
+    )
+    assert out.returncode == 0, out.stderr
+    assert out.stdout.count("Once upon a time there was a small fox named Pip") == 2
+    assert "cached 32" in out.stderr
+    assert "clean" in out.stdout
