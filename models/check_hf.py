@@ -6,8 +6,9 @@ import sys
 from pathlib import Path
 
 import torch
-from llama import load
 from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from models.llama import load
 
 _CHAT = [{"role": "user", "content": "Tell me a story about a fox."}]
 

@@ -16,13 +16,13 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 
 SPECIALS = ["<|bos|>", "<|eos|>", "<|pad|>", "<|user|>", "<|assistant|>", "<|system|>", "<|end|>"]
 BOS, EOS, PAD, END = 0, 1, 2, 6
-_HERE = Path(__file__).parent
+_ROOT = Path(__file__).resolve().parent.parent
 
 
 def _write_shard(path: Path, seed: int, count: int) -> Path:
-    command = [sys.executable, str(_HERE / "stories.py"), "--seed", str(seed)]
+    command = [sys.executable, "-m", "models.stories", "--seed", str(seed)]
     with path.open("w") as out:
-        subprocess.run([*command, "--count", str(count)], stdout=out, check=True)
+        subprocess.run([*command, "--count", str(count)], stdout=out, check=True, cwd=_ROOT)
     return path
 
 

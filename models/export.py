@@ -6,9 +6,10 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
-from corpus import BOS, END, EOS, PAD, SPECIALS
-from llama import Shape
 from tokenizers import Tokenizer
+
+from models.corpus import BOS, END, EOS, PAD, SPECIALS
+from models.llama import Shape
 
 CHAT_TEMPLATE = (
     "{{ bos_token }}"

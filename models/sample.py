@@ -1,4 +1,4 @@
-"""Sample from a trained folder: ``python models/sample.py models/stories-6m``."""
+"""Sample from a trained folder: ``python -m models.sample models/stories-6m``."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ import sys
 from pathlib import Path
 
 import torch
-from corpus import BOS, END, EOS
-from llama import Llama, load
 from tokenizers import Tokenizer
+
+from models.corpus import BOS, END, EOS
+from models.llama import Llama, load
 
 PROMPTS = (
     "",

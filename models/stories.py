@@ -1,6 +1,6 @@
 """Seeded generator of small stories: a grammar with characters, things, causes and endings.
 
-``python models/stories.py --seed 7 --count 3`` prints three training documents as JSON lines.
+``python -m models.stories --seed 7 --count 3`` prints three training documents as JSON lines.
 """
 
 from __future__ import annotations
@@ -14,14 +14,10 @@ from collections.abc import Iterator
 from functools import cache
 from typing import NamedTuple
 
-import story_chat
-import story_plots_heart
-import story_plots_lost
-import story_plots_night
-import story_plots_way
-from story_cast import Tale, new_tale
-from story_rules import LESSONS, RULES
-from story_types import Plot
+from models import story_chat, story_plots_heart, story_plots_lost, story_plots_night, story_plots_way
+from models.story_cast import Tale, new_tale
+from models.story_rules import LESSONS, RULES
+from models.story_types import Plot
 
 PLOTS: tuple[Plot, ...] = (
     *story_plots_lost.PLOTS,

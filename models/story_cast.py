@@ -6,8 +6,8 @@ import random
 from collections.abc import Sequence
 from functools import cache
 
-import story_words as words
-from story_types import Plot
+from models import story_words as words
+from models.story_types import Plot
 
 _PLURALS = {"foot": "feet", "hoof": "hooves"}
 SMALL = words.ANIMALS + words.CHILDREN

@@ -5,8 +5,8 @@ from __future__ import annotations
 import random
 from typing import Protocol
 
-from story_cast import Tale
-from story_types import Plot
+from models.story_cast import Tale
+from models.story_types import Plot
 
 
 class Told(Protocol):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from story_types import Plot
+from models.story_types import Plot
 
 LOST = Plot(
     theme="asking for help",

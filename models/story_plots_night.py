@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from story_types import Plot
+from models.story_types import Plot
 
 NOISE = Plot(
     theme="new friends",

@@ -1,6 +1,6 @@
 """Train the demo model from generated stories: text, tokenizer, weights and figures.
 
-``python models/train.py --out models/stories-6m`` takes minutes on a GPU; on a CPU, use
+``python -m models.train --out models/stories-6m`` takes minutes on a GPU; on a CPU, use
 ``--device cpu --minutes 60``, which fits the learning-rate schedule into an hour.
 """
 
@@ -16,15 +16,15 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import corpus
-import export
 import torch
-from llama import Llama, Shape, load, save
 from rich.console import Console
 from rich.progress import Progress
 from tokenizers import Tokenizer
 from torch import Tensor
 from torch.nn import functional
+
+from models import corpus, export
+from models.llama import Llama, Shape, load, save
 
 # Held-out stories come from seeds that no training shard uses.
 HELD_OUT_SEED = 900_000_000

@@ -1,0 +1,1 @@
+"""The model that the repository ships: story generator, training script, and the folder it made."""
