@@ -18,6 +18,7 @@ from compute.logprobs import prompt_logprobs
 from compute.model.decoder import Decoder, Progress
 from compute.model_config import ModelConfig
 from compute.plan import CopyOrder, Logprob, RowResult, StepPlan, StepResult, StepRow
+from compute.progress import progress_bar
 from compute.sampler import Drawn, Sampler
 from compute.weights import Checkpoint, Dummy
 from kvmanager.messages import SequenceId
@@ -136,20 +137,30 @@ def load(  # noqa: PLR0917 - the order of the flags
     config = ModelConfig.from_folder(folder)
     kind = DTYPES[resolve_dtype(config, dtype, device)]
     where = torch.device(device)
-    say = progress or (lambda done, total: None)
-    kernels = choose(config, kind, where)
-    with torch.inference_mode():
-        if load_format == "dummy":
-            return Decoder(
-                config, Dummy(seed, kind, norm_offset=config.family.norm_offset), kernels, where, say
-            )
-        checkpoint = Checkpoint(Path(folder), kind)
-        try:
-            model = Decoder(config, checkpoint, kernels, where, say)
-            checkpoint.reject_unexpected(tied=config.tied)
-            return model
-        finally:
-            checkpoint.close()
+    with torch.inference_mode(), progress_bar("loading weights") as bar:
+        return _load(Path(folder), config, kind, where, load_format, seed, progress or bar)
+
+
+def _load(  # noqa: PLR0917 - what `load` was given, resolved
+    folder: Path,
+    config: ModelConfig,
+    dtype: torch.dtype,
+    device: torch.device,
+    load_format: str,
+    seed: int,
+    progress: Progress,
+) -> Decoder:
+    kernels = choose(config, dtype, device)
+    if load_format == "dummy":
+        dummy = Dummy(seed, dtype, norm_offset=config.family.norm_offset)
+        return Decoder(config, dummy, kernels, device, progress)
+    checkpoint = Checkpoint(folder, dtype)
+    try:
+        model = Decoder(config, checkpoint, kernels, device, progress)
+        checkpoint.reject_unexpected(tied=config.tied)
+        return model
+    finally:
+        checkpoint.close()
 
 
 def resolve_dtype(config: ModelConfig, dtype: str, device: str = "cpu") -> str:

@@ -88,7 +88,8 @@ void gate(const real *x, real *out, int64_t rows, int64_t n, int64_t kind) {
             for (int64_t i = 0; i < n; i++) {
                 float u = get(left[i]);
                 float inner = 0.7978845608f * (u + 0.044715f * u * u * u);
-                to[i] = put(0.5f * u * (1.0f + tangent(inner)) * get(right[i]));
+                /* (1 + tanh z) / 2 is the logistic of 2 z, without the cancellation */
+                to[i] = put(u / (1.0f + exponential(-2.0f * inner)) * get(right[i]));
             }
     }
 }

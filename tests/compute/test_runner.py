@@ -1,0 +1,92 @@
+"""What a step does beside the model: copies, rows that fail alone, prompt log-probabilities, nothing at all."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from compute.plan import CopyOrder, StepPlan
+from compute.runner import load
+from tests.support import hf
+from tests.support.drive import advance, generate, make_runner, open_streams
+
+COUNT = 12
+
+
+@pytest.fixture(scope="module")
+def model():
+    return load(hf.reference("llama", "gqa")[0], "float32")
+
+
+@pytest.fixture
+def runner(model):
+    return make_runner(model, 16)
+
+
+def test_an_empty_plan_gives_an_empty_result(runner):
+    assert len(runner.run(StepPlan(0, ())).rows) == 0
+
+
+def test_a_copied_block_serves_as_the_original(runner):
+    """Fork a sequence within its tail block: the copy goes on like the parent, the parent is not touched."""
+    _, prompts, expected = hf.reference("llama", "gqa")
+    (parent,) = open_streams(runner, [prompts[2]], COUNT)
+    advance(runner, [parent])
+    used = parent.kv_len // 16
+    spare = next(block for block in range(len(runner.pool)) if block not in parent.blocks)
+    copy = CopyOrder(parent.blocks[used], spare, parent.kv_len % 16)
+    child = dataclasses.replace(
+        parent, blocks=[*parent.blocks[:used], spare, *parent.blocks[used + 1 :]], tokens=list(parent.tokens)
+    )
+    runner.run(StepPlan(1, (), (copy,)))
+    assert torch.isnan(runner.pool[spare, :, :, :, copy.slots :]).all()
+    runner.pool[parent.blocks[used]] = float("nan")
+    while len(child.output) < COUNT and child.kv_len + 1 < 16 * (used + 1):
+        advance(runner, [child])
+    assert len(child.output) > 2
+    assert expected[2][: len(child.output)] == child.output
+
+
+def test_a_row_that_is_not_a_number_fails_alone(runner):
+    _, prompts, expected = hf.reference("llama", "gqa")
+    good, bad = open_streams(runner, prompts[:2], COUNT)
+    advance(runner, [good, bad])
+    runner.pool[bad.blocks[0], 0, 1, 0, 0] = float("nan")
+    results = runner.run(StepPlan(1, [good.row(16), bad.row(16)])).rows
+    assert results[0].token_id == expected[0][1]
+    assert results[0].error is None
+    assert results[1].token_id is None
+    assert results[1].error is not None
+
+
+@pytest.mark.parametrize("chunk", [None, 16, 7, 1])
+def test_prompt_logprobs_are_the_same_however_the_prompt_is_cut(runner, chunk):
+    folder, prompts, expected = hf.reference("llama", "gqa")
+    prompt = prompts[0]
+    streams = open_streams(runner, [prompt, prompts[4]], COUNT)
+    while not streams[0].output:
+        advance(runner, streams, chunk, prompt_logprobs=2)
+    found = [entry for result in streams[0].results for entry in result.prompt_logprobs]
+    with torch.inference_mode():
+        logits = hf.open_reference(folder)(torch.tensor([prompt])).logits[0].log_softmax(-1)
+    assert [entry.token_id for entry in found] == prompt[1:]
+    wanted = logits[torch.arange(len(prompt) - 1), torch.tensor(prompt[1:])]
+    torch.testing.assert_close(torch.tensor([entry.logprob for entry in found]), wanted, atol=1e-3, rtol=0)
+    assert streams[0].output == expected[0][:1]
+    assert all(len(entry.top) == 2 for entry in found)
+
+
+def test_a_mixed_step_serves_chunks_and_decode_rows_together(runner):
+    _, prompts, expected = hf.reference("llama", "gqa")
+    streams = open_streams(runner, prompts, COUNT)
+    for waiting in range(len(streams)):
+        advance(runner, streams[: waiting + 1], chunk=20)
+    while min(len(stream.output) for stream in streams) < COUNT:
+        advance(runner, [stream for stream in streams if len(stream.output) < COUNT], chunk=20)
+    assert [tokens[:COUNT] for tokens in expected] == [stream.output[:COUNT] for stream in streams]
+
+
+def test_order_of_rows_does_not_matter(model):
+    _, prompts, _ = hf.reference("llama", "gqa")
+    forward = generate(make_runner(model, 16), prompts, COUNT, chunk=24)
+    assert generate(make_runner(model, 16), prompts[::-1], COUNT, chunk=24) == forward[::-1]
