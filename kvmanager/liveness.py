@@ -6,7 +6,7 @@ GAP_NS to anybody's silence, so that a daemon that slept does not blame its work
     state                        judged by                             bound
     warming, compiling, capturing  nothing
     ready, draining; busy          heartbeats, and the step counter    max(1.5 s, the worker's own bound)
-    ready, draining; idle          heartbeats                          IDLE_NS
+    ready, draining; idle          nothing: whoever has work for it sees how old its last heartbeat is
 """
 
 from collections.abc import Iterator
@@ -18,7 +18,6 @@ from kvmanager.messages import Heartbeat, SessionId, WorkerState
 MS: Final = 1_000_000
 GAP_NS: Final = 500 * MS
 BUSY_NS: Final = 1_500 * MS
-IDLE_NS: Final = 10_000 * MS
 JUDGED: Final = frozenset({WorkerState.READY, WorkerState.DRAINING})
 
 
@@ -41,13 +40,12 @@ class Pulse:
 
     def silence(self, now: int) -> int:
         """Nanoseconds that count against the worker."""
-        return now - (min(self.moved_at, self.heard_at) if self.last.busy else self.heard_at)
+        return now - min(self.moved_at, self.heard_at)
 
     def bound(self) -> int | None:
         """Of its silence; None: nothing is expected of it now."""
-        if self.last.state not in JUDGED:
-            return None
-        return max(BUSY_NS, self.last.bound_ms * MS) if self.last.busy else IDLE_NS
+        judged = self.last.busy and self.last.state in JUDGED
+        return max(BUSY_NS, self.last.bound_ms * MS) if judged else None
 
 
 class Watch:

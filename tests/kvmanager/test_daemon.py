@@ -27,7 +27,7 @@ from kvmanager.errors import (
     Unavailable,
     Unimplemented,
 )
-from kvmanager.messages import Commit, FinishReason, Grant, Heartbeat, Release, SequenceRef, WorkerState
+from kvmanager.messages import Commit, FinishReason, Grant, Release, SequenceRef
 from tests.kvmanager.processes import (
     ENVIRON,
     PATIENCE_S,
@@ -145,7 +145,7 @@ def test_a_worker_that_hangs_while_busy_is_fenced_and_killed(service):
 def test_a_daemon_that_was_stopped_blames_nobody_and_applies_everything_in_order(service):
     with worker_process(service), Worker(service.sockets) as worker:
         daemon = service.status().pid
-        worker.link.heartbeat(Heartbeat(state=WorkerState.READY, step=1, busy=True))
+        eventually(lambda: worker_states(service)["w1"] == pb.WORKER_STATE_READY)
         os.kill(daemon, signal.SIGSTOP)
         try:
             numbers = [worker.link.send(Grant(count=1)) for _ in range(50)]
@@ -155,7 +155,6 @@ def test_a_daemon_that_was_stopped_blames_nobody_and_applies_everything_in_order
         granted = [reply.blocks for reply in worker.answers(numbers)]
         assert all(len(blocks) == 1 for blocks in granted)
         assert len({block for blocks in granted for block in blocks}) == 50
-        worker.link.heartbeat(Heartbeat(state=WorkerState.READY, step=2, busy=False))
         assert pb.WORKER_STATE_LOST not in worker_states(service).values()
         assert service.log("worker lost") == []
         assert service.status().pid == daemon

@@ -2,11 +2,12 @@
 
 import pytest
 
-from kvmanager.liveness import BUSY_NS, GAP_NS, IDLE_NS, MS, Watch
+from kvmanager.liveness import BUSY_NS, GAP_NS, MS, Watch
 from kvmanager.messages import Heartbeat, WorkerState
 
 SESSION = bytes(16)
 READY = WorkerState.READY
+LONG_NS = 60_000 * MS
 
 
 class Clock:
@@ -44,12 +45,12 @@ def clock():
 @pytest.mark.parametrize("state", [WorkerState.WARMING, WorkerState.COMPILING, WorkerState.CAPTURING])
 def test_nothing_is_expected_while_a_worker_prepares(clock, state):
     clock.hear(state=state, busy=True)
-    clock.listen(3600 * 1000 * MS)
+    clock.listen(LONG_NS)
     assert clock.silent == []
 
 
 def test_a_new_session_is_warming(clock):
-    clock.listen(100 * IDLE_NS)
+    clock.listen(LONG_NS)
     assert clock.silent == []
 
 
@@ -90,18 +91,16 @@ def test_a_worker_may_ask_for_more_time_but_not_for_less(clock):
 
 def test_becoming_busy_starts_the_count(clock):
     clock.hear(busy=False, step=3)
-    clock.listen(IDLE_NS - 100 * MS)
+    clock.listen(LONG_NS)
     clock.hear(busy=True, step=3)
     clock.listen(BUSY_NS)
     assert clock.silent == []
 
 
-def test_an_idle_worker_must_still_beat(clock):
+def test_an_idle_worker_is_not_judged(clock):
     clock.hear(busy=False)
-    clock.listen(IDLE_NS)
+    clock.listen(LONG_NS)
     assert clock.silent == []
-    clock.listen(1 * MS)
-    assert clock.silent == [SESSION]
 
 
 def test_time_in_which_nobody_listened_does_not_count(clock):
@@ -130,5 +129,5 @@ def test_a_removed_session_is_never_silent(clock):
     clock.hear(busy=True)
     clock.watch.remove(SESSION)
     clock.watch.remove(SESSION)
-    clock.listen(IDLE_NS * 2)
+    clock.listen(LONG_NS)
     assert clock.silent == []
