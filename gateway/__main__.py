@@ -3,7 +3,6 @@
 import asyncio
 import signal
 import sys
-from importlib.metadata import version as installed
 from typing import Any
 
 import click
@@ -13,7 +12,7 @@ from gateway import cli
 from gateway.auth import KeyFileError
 from gateway.config import GatewaySettings
 from gateway.server import Gateway, StartError
-from holdfast import logs, settings
+from holdfast import __version__, logs, settings
 from holdfast.rundir import RunDirError
 
 
@@ -57,7 +56,7 @@ async def run(found: GatewaySettings) -> None:
 @main.command()
 def version() -> None:
     """Prints the version."""
-    click.echo(installed("holdfast"))
+    click.echo(__version__)
 
 
 main.add_command(cli.generate)

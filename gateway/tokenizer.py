@@ -1,6 +1,6 @@
 """Text to token ids and back, with the model folder's tokenizer.json. No chat, no stop strings.
 
-Long texts are encoded in a thread (tokenizers releases the interpreter lock), two at a time; short ones in place.
+Long texts are encoded in a thread, two at a time; short ones in place.
 """
 
 import asyncio
@@ -59,10 +59,15 @@ class TextCodec:
         if len(text) <= IN_PLACE_CHARACTERS:
             return self._encode(text, add_special_tokens)
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._threads, self._encode, text, add_special_tokens)
+        return await loop.run_in_executor(self._threads, self._encode_apart, text, add_special_tokens)
 
     def _encode(self, text: str, add_special_tokens: bool) -> list[int]:
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
+        return ids
+
+    def _encode_apart(self, text: str, add_special_tokens: bool) -> list[int]:
+        """As `_encode`, but without the interpreter lock: only the batch call lets go of it."""
+        ids: list[int] = self._tokenizer.encode_batch([text], add_special_tokens=add_special_tokens)[0].ids
         return ids
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
@@ -74,7 +79,11 @@ class TextCodec:
         if len(ids) <= IN_PLACE_CHARACTERS:
             return self.decode(ids, skip_special_tokens)
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._threads, self.decode, ids, skip_special_tokens)
+        return await loop.run_in_executor(self._threads, self._decode_apart, ids, skip_special_tokens)
+
+    def _decode_apart(self, ids: Sequence[int], skip_special_tokens: bool) -> str:
+        texts = self._tokenizer.decode_batch([list(ids)], skip_special_tokens=skip_special_tokens)
+        return str(texts[0])
 
     def stream(self, prompt: Sequence[int], skip_special_tokens: bool) -> "Detokenizer":
         """An incremental decoder of what follows `prompt`."""

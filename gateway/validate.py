@@ -5,7 +5,7 @@ Refusal and change nothing of the client's message; what leaves is a `Plan` whos
 """
 
 import secrets
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,9 +67,7 @@ def check_model_name(value: str) -> None:
 def check_prompt(request: pb.GenerateRequest) -> None:
     match request.WhichOneof("prompt"):
         case "text":
-            check_text("text", request.text)
-            if not request.text:
-                raise invalid("text", "at least one character", "PROMPT_EMPTY")
+            check_text("text", request.text)  # an empty one may still have a token: the model's begin of text
         case "token_ids":
             if not request.token_ids.ids:
                 raise invalid("token_ids.ids", "at least one id", "PROMPT_EMPTY")
@@ -141,7 +139,9 @@ def check_prompt_logprobs(top: int, prompt: int) -> None:
         raise invalid("response.prompt_logprobs", f"{top} is more than {most}, for {prompt} prompt tokens")
 
 
-def check_ids(name: str, ids: Iterable[int], vocab_size: int) -> None:
+def check_ids(name: str, ids: Sequence[int], vocab_size: int) -> None:
+    if max(ids, default=0) < vocab_size:
+        return
     for index, token_id in enumerate(ids):
         if token_id >= vocab_size:
             raise invalid(f"{name}[{index}]", f"id {token_id} is not below {vocab_size}", value=token_id)

@@ -212,7 +212,9 @@ async def test_a_text_prompt_has_the_special_tokens_of_the_tokenizer(service, to
         await collect(client.generate("the fox"))
         assert await client.tokenize("the fox") == tokenizer.encode("the fox").ids
         bare = await client.tokenize("the fox", add_special_tokens=False)
+        await collect(client.generate(""))
     assert unpack(service.workers[0].jobs[0].submit.token_ids) == [0, *bare]
+    assert unpack(service.workers[0].jobs[1].submit.token_ids) == [0]
 
 
 async def test_without_a_tokenizer_ids_go_in_and_out(serve, tmp_path):

@@ -205,7 +205,9 @@ def free_port():
 async def process(model_folder, run_dir):
     """A gateway process, its port, and a scripted worker that answers `[5, 6]` when told."""
     port = free_port()
-    found = command("serve", "--model", model_folder, "--run-dir", run_dir.path, "--port", port)
+    found = command(
+        "serve", "--model", model_folder, "--run-dir", run_dir.path, "--port", port, "--shutdown-grace", 2
+    )
     context = zmq.asyncio.Context()
     daemon = ScriptedDaemon(context, run_dir)
     worker = ScriptedWorker(context, run_dir, daemon)
@@ -239,6 +241,18 @@ async def test_sigterm_ends_the_process_after_its_streams(process):
     code, out, err = await finished(found)
     assert (code, out) == (0, "")
     assert '"message": "request ended"' in err
+
+
+async def test_streams_longer_than_the_grace_are_cancelled_and_their_worker_is_told(process):
+    found, target, worker = process
+    async with Client(target) as client:
+        running = asyncio.create_task(collect(client.generate([1], retries=0)))
+        await worker.until(lambda: worker.jobs)
+        found.send_signal(signal.SIGTERM)
+        with pytest.raises(CallError):
+            await running
+        await worker.until(lambda: worker.cancels)
+    assert (await finished(found))[0] == 0
 
 
 async def test_the_smallest_client_streams_text_to_stdout(process, tokenizer):

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from gateway.output import Output
-from gateway.tokenizer import MAX_HELD_IDS, TextCodec
+from gateway.tokenizer import IN_PLACE_CHARACTERS, MAX_HELD_IDS, TextCodec
 
 SHIPPED = sorted(Path(__file__).parents[2].glob("models/*/tokenizer.json"))
 
@@ -116,8 +116,11 @@ def test_bytes_of_one_character_come_as_that_character(fallback_codec):
 
 
 async def test_long_texts_are_encoded_in_a_thread_with_the_same_result(codec):
-    text = "the small fox lived by the sea " * 500
-    assert await codec.encode(text) == codec._encode(text, True)
+    text = "the small fox lived by the sea " * 1000
+    ids = await codec.encode(text)
+    assert ids == codec._encode(text, True)
+    assert len(ids) > IN_PLACE_CHARACTERS
+    assert await codec.decode_long(ids, True) == text
 
 
 async def test_truncation_in_the_tokenizer_file_is_ignored(tokenizer, tmp_path):
