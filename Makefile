@@ -5,7 +5,7 @@ RUNTIME := .venv/.runtime
 DEV := .venv/.dev
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: setup demo up test test-full test-gpu lint bench proto clean
+.PHONY: setup demo up test test-full test-gpu lint bench proto docs clean
 
 setup: $(DEV)  ## everything, tools and transformers included
 
@@ -41,12 +41,16 @@ lint: $(DEV)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python tools/proto.py --check
+	$(BIN)/python -m tools.settings_table --check
 
 bench: $(DEV)
 	$(BIN)/python -m benchmarks.serving
 
 proto: $(DEV)
 	$(BIN)/python tools/proto.py
+
+docs: $(DEV)  ## pages that are made from the code
+	$(BIN)/python -m tools.settings_table
 
 clean:
 	rm -rf .venv .run .mypy_cache .ruff_cache .pytest_cache .hypothesis

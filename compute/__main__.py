@@ -1,13 +1,12 @@
 """`compute` and `python -m compute`: the worker's command line. Exit code 0 done, 1 error, 2 usage."""
 
 import sys
-from importlib.metadata import version as installed
 from typing import Any, NoReturn
 
 import click
 
 from compute.config import ComputeSettings
-from holdfast import logs
+from holdfast import __version__, logs
 from holdfast.rundir import RunDirError
 from holdfast.settings import SettingsError, load, options
 
@@ -52,7 +51,7 @@ def fail(message: str, code: int) -> NoReturn:
 @cli.command()
 def version() -> None:
     """Print holdfast's version."""
-    click.echo(installed("holdfast"))
+    click.echo(__version__)
 
 
 def main() -> None:

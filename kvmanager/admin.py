@@ -7,12 +7,12 @@ nothing; flush and evict drop only blocks that nobody uses.
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final, Protocol
 
 from google.protobuf.message import Message
 
+from holdfast import __version__
 from holdfast.v1 import kvmanager_pb2 as pb
 from kvmanager.adminlists import LISTINGS, PoolView, Query, copied, pool_info
 from kvmanager.errors import Conflict, Invalid, NotFound
@@ -51,7 +51,7 @@ def status(view: DaemonView, _request: pb.StatusRequest) -> pb.Status:
     workers = view.worker_infos()
     word, reason = health(view, workers)
     return pb.Status(
-        version=version("holdfast"),
+        version=__version__,
         pid=os.getpid(),
         boot_epoch=view.boot_epoch,
         uptime_seconds=time.monotonic() - view.started,

@@ -1,10 +1,8 @@
 """`version`: what is installed here; asks nobody."""
 
-from importlib.metadata import version as installed
-
 import click
 
-from holdfast import wire
+from holdfast import __version__, wire
 from kvmanager.commands.options import Invocation, verb
 from kvmanager.render import emit, emit_json
 
@@ -13,7 +11,7 @@ from kvmanager.render import emit, emit_json
 @verb
 def version(invocation: Invocation) -> None:
     """Print the version installed here."""
-    found = {"version": installed("holdfast"), "protocol": wire.VERSION}
+    found = {"version": __version__, "protocol": wire.VERSION}
     if invocation.as_json:
         emit_json(found)
     else:

@@ -2,3 +2,5 @@
 
 Owns no behaviour of any process. Imports nothing of `kvmanager`, `compute` or `gateway`.
 """
+
+__version__ = "0.1.0"
