@@ -14,9 +14,9 @@ from compute.request import SamplingParams
 from kvmanager.messages import SequenceId
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class StepRow:
-    """One sequence's part of a step."""
+    """One sequence's part of a step. Nobody changes one; it is not frozen because that triples its cost to make."""
 
     sequence: SequenceId
     epoch: int

@@ -4,6 +4,7 @@ Owns the scheduler and the runner; touches no socket. Its few public fields are 
 What it cannot handle ends it, and it says so: a worker that computes nothing must not look alive.
 """
 
+import gc
 import threading
 import time
 from collections.abc import Callable
@@ -73,6 +74,8 @@ class Worker:
         try:
             runner = self._load()
             self._warm_up(runner)
+            gc.collect()
+            gc.freeze()  # what is loaded stays: no collection walks through it within a step
             self._loop(runner)
         except BaseException as error:  # noqa: BLE001 - told, and the process ends
             self._outbox.put(Crashed(error))

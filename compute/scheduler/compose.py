@@ -55,7 +55,7 @@ def compose(running: ListLike[Sequence], blocks: Float, reserve: int, limits: Li
     batch = Batch()
     prefills = []
     for sequence in running:
-        if sequence.remaining == 1:
+        if len(sequence.tokens) - sequence.kv_len == 1:
             add_decode(batch, sequence, blocks, limits.block_size)
         else:
             prefills.append(sequence)

@@ -8,9 +8,12 @@ from compute.request import Request
 from kvmanager.messages import Commit, FinishReason, Release, SequenceId
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class TokenEvent:
-    """What one step gave one sequence; shown only after the Outcome's commit was recorded (PROTOCOL 3)."""
+    """What one step gave one sequence; shown only after the Outcome's commit was recorded (PROTOCOL 3).
+
+    Made once a token: not frozen, because that triples its cost.
+    """
 
     sequence: SequenceId
     client: bytes
