@@ -1,6 +1,8 @@
 """A worker as the pool's state sees it: numbers its messages, keeps its float, answers nothing by itself."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+
+import pytest
 
 from kvmanager.layout import Geometry, MetaLayout, PoolSpec
 from kvmanager.messages import (
@@ -153,3 +155,35 @@ class Worker:
     def give_back(self) -> None:
         blocks, self.float = self.float, []
         assert self.send(Release(blocks=blocks)) == Acked(refusals=[])
+
+
+MADE: list[KvState] = []
+
+
+def pool(num_blocks: int = 16, **changes: object) -> tuple[KvState, Worker]:
+    """A new pool of blocks of 4 slots, and its worker `a`."""
+    spec = pool_spec(num_blocks, 4, **changes)
+    state = KvState.create(buffer_for(spec), spec, 0)
+    MADE.append(state)
+    return state, Worker(state, "a")
+
+
+@pytest.fixture(autouse=True)
+def clean() -> Iterator[None]:
+    """Where imported: every pool is clean at the end of its test."""
+    MADE.clear()
+    yield
+    for state in MADE:
+        assert state.check_integrity() == []
+
+
+def ready() -> tuple[KvState, Worker, CommitEntry]:
+    """A computed prompt of 5, and the entry of its next decode step."""
+    state, worker = pool(16)
+    worker.grant(4, starving=True)
+    worker.start(1, [1, 2, 3, 4, 5], 6)
+    worker.step(1, 6)
+    entry = CommitEntry(
+        sequence=sequence_id(1), epoch=1, base_recorded=6, base_kv=5, token_ids=[7], kv_len=6, blocks=()
+    )
+    return state, worker, entry
