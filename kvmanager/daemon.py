@@ -235,6 +235,9 @@ def run(settings: KvManagerSettings) -> int:
     except KeeperError as error:
         log.error("ending: the memory is the keeper's", error=str(error))
         return EXIT_ERROR
+    except Exception as error:
+        log.error("the daemon failed; its keeper starts another", exc_info=error)
+        return EXIT_ERROR
     finally:
         daemon.close()
     log.info("daemon ended")

@@ -83,6 +83,13 @@ def test_the_peer_is_known_by_the_kernels_word(pair):
     os.close(pidfd)
 
 
+def test_an_older_kernel_names_the_peer_by_its_pid(pair, monkeypatch):
+    monkeypatch.setattr(fds, "SO_PEERPIDFD", 9999)
+    pidfd = fds.peer_pidfd(pair[0])
+    assert f"Pid:\t{os.getpid()}" in open(f"/proc/self/fdinfo/{pidfd}").read()  # noqa: PTH123, SIM115
+    os.close(pidfd)
+
+
 def test_start_times_tell_a_process_from_its_successor():
     process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     try:
