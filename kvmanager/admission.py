@@ -92,6 +92,7 @@ def reopen(parts: Parts, session: Session, known: Sequence, message: OpenOrAdopt
         raise Invalid(
             "token_ids differ from the recorded ones", field="token_ids", recorded=known.recorded_len
         )
+    known.bypass_prefix = message.bypass_prefix  # what is still to be computed decides, not how it began
     hits = find_prefix(parts, known)
     wait = lacks_blocks(parts, session, known, hits)
     if wait:

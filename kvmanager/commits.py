@@ -60,8 +60,10 @@ def owned(parts: Parts, session: Session, entry: CommitEntry) -> Sequence:
     sequence = parts.sequences.by_id.get(entry.sequence)
     if sequence is None:
         raise NotFound("unknown sequence")
-    if sequence.owner != session.holder or sequence.epoch != entry.epoch:
-        raise Fenced(f"epoch {entry.epoch} of this worker does not own the sequence (epoch {sequence.epoch})")
+    if sequence.owner != session.holder:
+        raise Fenced("this worker does not own the sequence")
+    if sequence.epoch != entry.epoch:
+        raise Fenced(f"epoch {entry.epoch}, the sequence is in epoch {sequence.epoch}")
     if sequence.state == SequenceState.FINISHED:
         raise Conflict("the sequence is finished")
     if entry.preempted and entry.finish:

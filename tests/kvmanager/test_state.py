@@ -96,6 +96,17 @@ def test_a_resume_with_other_tokens_is_invalid() -> None:
     assert refused.code == errors.Invalid.code
 
 
+def test_a_resume_says_anew_whether_it_takes_cached_blocks() -> None:
+    _, worker = pool()
+    worker.grant(2)
+    worker.start(1, [1, 2, 3, 4, 5], bypass_prefix=True)
+    worker.step(1, 6)
+    worker.preempt(1)
+    reply = worker.start(1, [1, 2, 3, 4, 5, 6])
+    assert isinstance(reply, Opened)
+    assert reply.cached_len == 4
+
+
 def test_resuming_before_the_old_row_is_released_keeps_both_apart() -> None:
     state, worker, _ = ready()
     worker.preempt(1, release=False)
