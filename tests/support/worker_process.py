@@ -44,6 +44,7 @@ class Stream:
     """What came for one sequence."""
 
     tokens: list[int] = field(default_factory=list)
+    next: int | None = None  # position of the token to come
     finish: int = 0
     error: int = 0
     message: str = ""
@@ -112,6 +113,8 @@ class Gateway:
         for entry in reply.tokens.entries:
             stream = self.streams[entry.sequence]
             assert not stream.ended, "tokens after the end"
+            assert stream.next in {None, entry.first_position}, "a gap"
+            stream.next = entry.first_position + len(entry.token_ids) // 4
             stream.tokens.extend(struct.unpack(f"<{len(entry.token_ids) // 4}I", entry.token_ids))
             stream.finish, stream.last = entry.finish, entry
 
@@ -199,6 +202,18 @@ class Service:
         )
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout)
+
+    def used_blocks(self) -> int:
+        """Blocks that are neither free nor cached nor float."""
+        (pool,) = self.ask("status")["pools"]
+        blocks = pool["blocks"]
+        return int(pool["num_blocks"] - blocks["free"] - blocks["cached"] - blocks["granted"])
+
+    def until_unused(self) -> None:
+        deadline = time.monotonic() + DEADLINE_S
+        while self.used_blocks():
+            assert time.monotonic() < deadline, "blocks are still in use"
+            time.sleep(0.05)
 
     def close(self) -> None:
         for gateway in self.gateways:
