@@ -6,8 +6,10 @@ import struct
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
+import grpc
 import zmq
 import zmq.asyncio
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from holdfast import wire
 from holdfast.rundir import RunDir
@@ -15,6 +17,9 @@ from holdfast.v1 import compute_pb2, kvmanager_pb2
 from holdfast.v1 import generate_pb2 as pb
 
 MODEL = "tiny"
+SERVICE = "holdfast.v1.GenerateService"
+SERVING = health_pb2.HealthCheckResponse.SERVING
+NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 Script = Callable[["ScriptedWorker", "Job"], Awaitable[None]]
 
 
@@ -248,3 +253,15 @@ def ids_of(chunks, index=0):
 
 def text_of(chunks, index=0):
     return "".join(c.text for c in chunks if c.index == index)
+
+
+async def health(target, name=SERVICE):
+    async with grpc.aio.insecure_channel(target) as channel:
+        stub = health_pb2_grpc.HealthStub(channel)
+        return (await stub.Check(health_pb2.HealthCheckRequest(service=name))).status
+
+
+async def becomes(target, status, seconds=10):
+    async with asyncio.timeout(seconds):
+        while await health(target) != status or await health(target, "") != status:
+            await asyncio.sleep(0.05)

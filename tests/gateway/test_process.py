@@ -1,0 +1,149 @@
+"""The gateway and its smallest client as processes: signals, exit codes, settings."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+
+import grpc
+import pytest
+import zmq.asyncio
+from peers import SERVING, ScriptedDaemon, ScriptedWorker, becomes, collect, ids_of, silent, tell
+
+from gateway.client import CallError, Client
+from gateway.config import GatewaySettings
+from holdfast import settings
+
+
+def command(*arguments, **environment):
+    return subprocess.Popen(
+        [sys.executable, "-m", "gateway", *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | environment,
+    )
+
+
+async def finished(process, seconds=60):
+    out, err = await asyncio.to_thread(process.communicate, None, seconds)
+    return process.returncode, out, err
+
+
+def free_port():
+    import socket
+
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+@pytest.fixture
+async def process(model_folder, run_dir):
+    """A gateway process, its port, and a scripted worker that answers `[5, 6]` when told."""
+    port = free_port()
+    found = command(
+        "serve", "--model", model_folder, "--run-dir", run_dir.path, "--port", port, "--shutdown-grace", 2
+    )
+    context = zmq.asyncio.Context()
+    daemon = ScriptedDaemon(context, run_dir)
+    worker = ScriptedWorker(context, run_dir, daemon)
+    target = f"127.0.0.1:{port}"
+    async with asyncio.timeout(60):
+        while True:
+            try:
+                await becomes(target, SERVING)
+                break
+            except grpc.aio.AioRpcError:
+                await asyncio.sleep(0.1)
+    yield found, target, worker
+    if found.poll() is None:
+        found.kill()
+    found.communicate()
+    for peer in (worker, daemon):
+        await peer.close()
+    context.term()
+
+
+async def test_sigterm_ends_the_process_after_its_streams(process):
+    found, target, worker = process
+    async with Client(target) as client:
+        running = asyncio.create_task(collect(client.generate([1])))
+        await worker.until(lambda: worker.jobs)
+        found.send_signal(signal.SIGTERM)
+        await asyncio.sleep(0.3)
+        assert found.poll() is None
+        await worker.emit(worker.jobs[0], [5], 3)
+        assert ids_of(await running) == [5]
+    code, out, err = await finished(found)
+    assert (code, out) == (0, "")
+    assert '"message": "request ended"' in err
+
+
+async def test_streams_longer_than_the_grace_are_cancelled_and_their_worker_is_told(process):
+    found, target, worker = process
+    async with Client(target) as client:
+        running = asyncio.create_task(collect(client.generate([1], retries=0)))
+        await worker.until(lambda: worker.jobs)
+        found.send_signal(signal.SIGTERM)
+        with pytest.raises(CallError):
+            await running
+        await worker.until(lambda: worker.cancels)
+    assert (await finished(found))[0] == 0
+
+
+async def test_the_smallest_client_streams_text_to_stdout(process, tokenizer):
+    _, target, worker = process
+    ids = tokenizer.encode("the small fox", add_special_tokens=False).ids
+    worker.script = tell(*([i] for i in ids))
+    code, out, err = await finished(command("generate", "Once", "--target", target, "--max-tokens", "9"))
+    assert (code, out) == (0, "the small fox\n")
+    assert f"{len(ids)} generated" in err
+    code, out, _ = await finished(command("generate", "Once", "--target", target, "--json", "--chat"))
+    assert code == 0
+    assert len(out.splitlines()) == len(ids)
+    worker.script = silent
+    code, out, err = await finished(command("generate", "Once", "--target", target, "--timeout", "0.5"))
+    assert (code, out) == (5, "")
+    code, _, err = await finished(command("generate", "Once", "--target", target, "--temperature", "-1"))
+    assert code == 1
+    assert "sampling.temperature" in err
+
+
+async def test_exit_codes_of_the_smallest_client():
+    async def code_of(*arguments):
+        return (await finished(command(*arguments)))[0]
+
+    nobody = f"127.0.0.1:{free_port()}"
+    codes = await asyncio.gather(
+        code_of("generate", "x", "--target", nobody, "--timeout", "20"),
+        code_of("generate"),
+        code_of("generate", "x", "--max-tokens", "0"),
+        code_of("version"),
+    )
+    assert codes == [4, 2, 2, 0]
+
+
+async def test_serving_others_without_keys_is_a_usage_error(model_folder, run_dir):
+    process = command("serve", "--model", model_folder, "--run-dir", run_dir.path, "--host", "0.0.0.0")
+    code, _, err = await finished(process)
+    assert code == 2
+    assert "--api-keys" in err
+
+
+async def test_a_port_in_use_exits_1(service, model_folder, run_dir):
+    port = service.gateway.port
+    code, _, err = await finished(
+        command("serve", "--model", model_folder, "--run-dir", run_dir.path, "--port", port)
+    )
+    assert code == 1
+    assert "in use" in err
+
+
+def test_settings_come_from_the_environment_too(model_folder):
+    environ = {"HOLDFAST_GATEWAY__MODEL": str(model_folder), "HOLDFAST_GATEWAY__PORT": "7"}
+    found = settings.load(GatewaySettings, "gateway", {}, environ)
+    assert (found.port, found.model_name, found.address) == (7, "tiny", "127.0.0.1:7")
+    with pytest.raises(settings.SettingsError, match="not a folder"):
+        settings.load(GatewaySettings, "gateway", {"model": "/nowhere"}, {})
