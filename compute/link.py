@@ -102,6 +102,18 @@ class Link:
 
     def run(self, grace_s: float) -> End:
         """Until the end, and tells every open request about it."""
+        try:
+            self._loop(grace_s)
+        except BaseException:
+            self._end = End.CRASHED
+            raise
+        finally:
+            self._inbox.put(Stop())
+            self._tell_all(self._end or End.CRASHED)
+        assert self._end is not None
+        return self._end
+
+    def _loop(self, grace_s: float) -> None:
         while self._end is None:
             self._wait()
             self._heed_stop(grace_s)
@@ -109,9 +121,6 @@ class Link:
             self._from_daemon()
             self._from_gateways()
             self._beat()
-        self._inbox.put(Stop())
-        self._tell_all(self._end)
-        return self._end
 
     def _wait(self) -> None:
         """Sleeps until something arrives or the next heartbeat is due."""
@@ -242,10 +251,17 @@ class Link:
             return
         if self._asked > 1:
             self._end = End.AT_ONCE
-        elif self._worker.state is WorkerState.DRAINING and not self._owners and not len(self._ledger):
+        elif self._drained():
             self._end = End.DRAINED
         elif time.monotonic() >= self._drain_until:
             self._end = End.GRACE_OVER
+
+    def _drained(self) -> bool:
+        """Nothing is open and everything is recorded. A worker that still loads has nothing to finish."""
+        if self._owners:
+            return False
+        state = self._worker.state
+        return state is WorkerState.WARMING or (state is WorkerState.DRAINING and not len(self._ledger))
 
     def _fail(self, end: End, error: BaseException) -> None:
         if self._end is None:

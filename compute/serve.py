@@ -56,7 +56,16 @@ def serve(settings: ComputeSettings) -> int:
             return run(settings, config, context, front, attachment)
     finally:
         front.close()
-        context.term()
+        context.destroy(0)  # also what an exception left open; `front` has its own last words
+
+
+def say_attached(settings: ComputeSettings, bounds: Bounds, attachment: Attachment) -> None:
+    log.info("attached", worker=settings.worker_id, pool=attachment.pool, blocks=attachment.num_blocks)
+    room = (attachment.num_blocks - 1) * settings.block_size
+    if room < bounds.max_model_len:
+        log.warning(
+            "the pool is smaller than one request may be", tokens=room, max_model_len=bounds.max_model_len
+        )
 
 
 def check_device(settings: ComputeSettings) -> None:

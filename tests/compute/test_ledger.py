@@ -1,0 +1,52 @@
+"""Shown after recorded: what an acknowledgement lets out, and what a refusal turns into."""
+
+from compute.ledger import Held, Ledger
+from compute.scheduler import TokenEvent
+from kvmanager.messages import Commit, FinishReason, Grant, Refusal, SequenceId
+
+ONE, TWO = (SequenceId(bytes([n]) * 16) for n in (1, 2))
+
+
+def event(sequence: SequenceId, finish: FinishReason = FinishReason.NONE) -> TokenEvent:
+    return TokenEvent(
+        sequence=sequence, client=b"c", epoch=1, first_position=4, token_ids=(7,), finish=finish
+    )
+
+
+def ledger_with(*events: TokenEvent) -> Ledger:
+    ledger = Ledger()
+    ledger.sent(Held(1, Grant(count=1)))
+    ledger.sent(Held(2, Commit(step=5, entries=()), 5, events))
+    ledger.sent(Held(3, Commit(step=6, entries=()), 6, (event(ONE),)))
+    return ledger
+
+
+def test_nothing_is_shown_before_its_commit_is_acknowledged() -> None:
+    """An answer lets out what it answers, and no more."""
+    ledger = ledger_with(event(ONE))
+    assert [list(shown.events) for shown in ledger.answered(1)] == [[]]
+    assert [list(shown.events) for shown in ledger.answered(2)] == [[event(ONE)]]
+    assert len(ledger) == 1
+
+
+def test_an_answer_stands_for_everything_before_it() -> None:
+    """The daemon applies in order, so a later answer covers earlier messages."""
+    shown = ledger_with(event(ONE)).answered(3)
+    assert [one.held.number for one in shown] == [1, 2, 3]
+    assert [one.held.step for one in shown if one.events] == [5, 6]
+
+
+def test_a_refused_entry_is_not_shown() -> None:
+    """The others of the same step are."""
+    ledger = ledger_with(event(ONE), event(TWO))
+    shown = ledger.answered(2, [Refusal(ONE, 1, 4, "fenced")])[-1]
+    assert [one.sequence for one in shown.events] == [TWO]
+    assert shown.rejections == []
+
+
+def test_a_refused_end_becomes_the_rejection_of_its_sequence() -> None:
+    """Whoever was accepted hears an end, also if its last commit was refused."""
+    ledger = ledger_with(event(ONE, FinishReason.LENGTH))
+    shown = ledger.answered(2, [Refusal(ONE, 1, 4, "fenced")])[-1]
+    assert list(shown.events) == []
+    assert [(one.sequence, one.code) for one in shown.rejections] == [(ONE, 4)]
