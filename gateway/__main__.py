@@ -32,7 +32,7 @@ def serve(**flags: Any) -> None:
     logs.configure("gateway", found.log_format, found.log_level)
     try:
         asyncio.run(run(found))
-    except (StartError, KeyFileError, RunDirError, ValueError) as error:
+    except (StartError, KeyFileError, RunDirError, ValueError, OSError) as error:
         structlog.get_logger().error(str(error))
         sys.exit(1)
 

@@ -144,7 +144,11 @@ class ChatTemplate:
         meter = Meter()
         _METER.set(meter)
         pieces: Iterator[str] = self._template.generate(
-            messages=list(messages), add_generation_prompt=add_generation_prompt, **self._tokens
+            messages=list(messages),
+            add_generation_prompt=add_generation_prompt,
+            tools=None,  # templates ask whether these are none, not whether they are defined
+            documents=None,
+            **self._tokens,
         )
         return "".join(meter.output(piece) for piece in pieces)
 

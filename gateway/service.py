@@ -69,10 +69,11 @@ class GenerateService(pb_grpc.GenerateServiceServicer):
     async def _generate(
         self, request: pb.GenerateRequest, context: Context, log: RequestLog, arrival_ns: int
     ) -> None:
-        validate.check_request(request)
-        self._model.check_name(request.model)
+        validate.check_name("request_id", request.request_id)
         request_id = request.request_id or secrets.token_hex(16)
         bind_contextvars(request_id=request_id)
+        validate.check_request(request)
+        self._model.check_name(request.model)
         key = log.tenant, request_id
         self._admit(key, request)
         generation = None

@@ -1,5 +1,8 @@
 """Chat templates: as transformers renders them, in a sandbox with limits."""
 
+from pathlib import Path
+
+import jinja2
 import pytest
 from conftest import TEMPLATE
 from hypothesis import given, settings
@@ -9,6 +12,11 @@ from gateway import chat
 from gateway.chat import ChatTemplate
 from gateway.errors import Refusal
 
+SHIPPED = sorted(
+    path.parent
+    for path in (Path(__file__).parents[2] / "models").glob("*/tokenizer_config.json")
+    if "chat_template" in path.read_text("utf8") or (path.parent / "chat_template.jinja").exists()
+)
 TOKENS = {"bos_token": "<s>", "eos_token": "</s>"}
 HI = [{"role": "user", "content": "hi"}]
 TEMPLATES = {
@@ -23,6 +31,7 @@ TEMPLATES = {
         "{% endif %}{% if loop.index > 3 %}{% break %}{% endif %}{{ loop.index0 }}:{{ m.content | upper }}"
         "{% set ns.first = false %}{{ '|' if not loop.last }}{% endfor %}{{ eos_token }}"
     ),
+    "tools": "{% if tools is not none %}{{ tools | tojson }}{% endif %}{% for m in messages %}{{ m.role }}{% endfor %}",
     "generation": "{% for m in messages %}{% generation %}{{ m.content }}{% endgeneration %}{% endfor %}",
 }
 messages = st.lists(
@@ -44,7 +53,7 @@ def reference(tokenizer):
 
 
 @pytest.mark.parametrize("name", sorted(TEMPLATES))
-@settings(max_examples=30)
+@settings(max_examples=30, deadline=None)
 @given(data=st.data())
 def test_renders_as_transformers_does(reference, name, data):
     given_messages, opened = data.draw(messages), data.draw(st.booleans())
@@ -52,6 +61,21 @@ def test_renders_as_transformers_does(reference, name, data):
         given_messages, chat_template=TEMPLATES[name], tokenize=False, add_generation_prompt=opened
     )
     assert ChatTemplate(TEMPLATES[name], TOKENS)._render(given_messages, opened) == expected
+
+
+@pytest.mark.parametrize("folder", SHIPPED, ids=lambda path: path.name)
+@settings(max_examples=20, deadline=None)
+@given(data=st.data())
+def test_the_shipped_models_template_renders_as_transformers_does(folder, data):
+    reference = pytest.importorskip("transformers").AutoTokenizer.from_pretrained(folder)
+    template, turns, opened = ChatTemplate.from_folder(folder), data.draw(messages), data.draw(st.booleans())
+    try:
+        expected = reference.apply_chat_template(turns, tokenize=False, add_generation_prompt=opened)
+    except jinja2.TemplateError:
+        with pytest.raises((jinja2.TemplateError, chat.TemplateError)):
+            template._render(turns, opened)
+    else:
+        assert template._render(turns, opened) == expected
 
 
 async def refused(source, given_messages=HI):

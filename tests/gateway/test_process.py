@@ -79,6 +79,7 @@ async def test_sigterm_ends_the_process_after_its_streams(process):
     code, out, err = await finished(found)
     assert (code, out) == (0, "")
     assert '"message": "request ended"' in err
+    assert "Traceback" not in err
 
 
 async def test_streams_longer_than_the_grace_are_cancelled_and_their_worker_is_told(process):

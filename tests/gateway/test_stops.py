@@ -1,7 +1,7 @@
 """Stop strings against the naive model: decode everything, find the first match."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.stops import StopMatcher
@@ -30,17 +30,20 @@ def stream(pieces, stops, include, blocked=0):
 letters = st.text("ab🙂", min_size=1, max_size=4)
 
 
+@settings(deadline=None)
 @given(st.lists(st.text("ab🙂", max_size=3), max_size=12), st.lists(letters, max_size=4), st.booleans())
 def test_equals_the_naive_model_however_the_text_is_cut(pieces, stops, include):
     assert stream(pieces, stops, include) == naive("".join(pieces), stops, include)
 
 
+@settings(deadline=None)
 @given(st.lists(letters, max_size=10), st.lists(letters, min_size=1, max_size=3), st.integers(0, 10))
 def test_nothing_matches_that_ends_before_min_tokens(pieces, stops, blocked):
     least = len("".join(pieces[:blocked]))
     assert stream(pieces, stops, True, blocked) == naive("".join(pieces), stops, True, least)
 
 
+@settings(deadline=None)
 @given(st.lists(letters, max_size=10), st.lists(letters, min_size=1, max_size=3))
 def test_holds_back_no_more_than_the_begin_of_a_stop_string(pieces, stops):
     matcher, text, sent = StopMatcher(stops), "", ""

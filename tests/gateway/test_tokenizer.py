@@ -5,7 +5,7 @@ import time
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
@@ -25,6 +25,7 @@ def streamed(codec, ids, prompt=(), skip=True):
     return "".join(detokenizer.push(i) for i in ids) + detokenizer.flush()
 
 
+@settings(deadline=None)
 @given(ids=st.lists(st.integers(0, 400), max_size=60))
 def test_random_ids_stream_to_the_text_of_all_of_them(codec, ids):
     """Malformed UTF-8 included: what is shown is never taken back, and nothing is missing at the end."""
@@ -37,6 +38,7 @@ def test_random_ids_stream_to_the_text_of_all_of_them(codec, ids):
     assert text.replace("\ufffd", "") == whole.replace("\ufffd", "")
 
 
+@settings(deadline=None)
 @given(text=st.text(st.sampled_from("ab 日本🙂🦊é\n"), max_size=30), prompt=st.text("fox 🙂", max_size=8))
 def test_text_streams_to_itself_after_any_prompt(codec, text, prompt):
     ids = codec._encode(text, False)
@@ -101,6 +103,7 @@ def fallback_codec():
     return TextCodec(tokenizer)
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 290), max_size=40), st.lists(st.integers(0, 290), max_size=8), st.booleans())
 def test_malformed_bytes_of_a_byte_fallback_tokenizer_never_fail(fallback_codec, ids, prompt, skip):
     """DecodeStream itself gives up when later bytes change what earlier ones meant."""
@@ -137,6 +140,7 @@ def test_no_tokenizer_file_is_none_and_a_broken_one_an_error(tmp_path):
         TextCodec.from_folder(tmp_path)
 
 
+@settings(deadline=None)
 @given(st.data())
 def test_output_equals_decode_everything_and_find_the_first_match(codec, data):
     """Tokens in, deltas out, against the naive model; ids stop with the token that completes the match."""

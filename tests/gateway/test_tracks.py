@@ -2,7 +2,7 @@
 
 from itertools import pairwise
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.tracks import Entry, Track
@@ -22,6 +22,7 @@ def drained(track, most=7):
     return found
 
 
+@settings(deadline=None)
 @given(st.data())
 def test_every_token_comes_out_once_and_in_order(data):
     """Entries in any order, some lost, some twice; gaps are read from the record."""

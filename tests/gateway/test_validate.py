@@ -4,7 +4,7 @@ import math
 
 import grpc
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway import bounds, validate
@@ -147,6 +147,7 @@ def test_what_is_not_built_is_unimplemented(fields):
     assert (found.code, found.reason) == (grpc.StatusCode.UNIMPLEMENTED, "UNSUPPORTED_PARAMETER")
 
 
+@settings(deadline=None)
 @given(
     st.integers(1, 200), st.one_of(st.none(), st.integers(1, 200)), st.integers(2, 150), st.integers(2, 150)
 )
