@@ -10,6 +10,7 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any, Final
 
 import structlog
@@ -36,6 +37,7 @@ from kvmanager.workers import Worker, Workers, readable
 
 BEAT_S: Final = 0.2
 EXPIRE_S: Final = 1.0
+KEEPER_WAIT_S: Final = 10.0
 EXIT_ERROR: Final = 1
 START_CODES: Final = {RunDirError: 2, KeeperError: EXIT_ERROR, KeeperBusyError: 7}
 
@@ -218,12 +220,27 @@ def former_worker(pool: Pool, session: Any, pidfd: int) -> Worker:
     )
 
 
+def find_keeper(path: Path) -> KeeperLink:
+    """A link to the keeper, which may be starting too. KeeperError after KEEPER_WAIT_S without one."""
+    deadline, told = time.monotonic() + KEEPER_WAIT_S, False
+    while True:
+        try:
+            return KeeperLink(path)
+        except KeeperError as error:
+            if time.monotonic() >= deadline:
+                raise
+            if not told:
+                log.info("waiting for the keeper", reason=str(error))
+                told = True
+        time.sleep(0.1)
+
+
 def run(settings: KvManagerSettings) -> int:
     """The daemon, until SIGTERM. Exit codes: 0, 1 without a keeper, 2 for a bad run directory, 7 beside another."""
     logs.configure("kvmanager", settings.log_format, settings.log_level)
     os.umask(0o077)
     try:
-        keeper = KeeperLink(settings.keeper or settings.sockets.keeper)
+        keeper = find_keeper(settings.keeper or settings.sockets.keeper)
         keeper.claim()
     except (RunDirError, KeeperError) as error:
         log.error("cannot start", error=str(error))

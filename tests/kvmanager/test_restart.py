@@ -150,9 +150,8 @@ def test_a_second_daemon_on_the_same_keeper_is_refused(service):
     assert service.status().pid == pid
 
 
-def test_a_keeper_and_its_daemon_may_be_started_apart(service):
+def test_a_keeper_and_its_daemon_may_be_started_apart_and_in_any_order():
     """`kvmanager keeper`, and beside it `kvmanager serve --keeper SOCKET`, killed and started again."""
-    service.close()
     with Service(keeper_only=True) as apart:
         for boot in (1, 2):
             daemon = apart.start("--keeper", str(apart.sockets.keeper), "--kv-memory", "4MiB")
