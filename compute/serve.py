@@ -7,13 +7,16 @@ import os
 import secrets
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Final
 
 import structlog
 import torch
 import zmq
+from rich.console import Console
+from rich.progress import Progress
 
 from compute.codec import Bounds
 from compute.config import ComputeSettings
@@ -41,7 +44,6 @@ log = structlog.get_logger()
 def serve(settings: ComputeSettings) -> int:
     """Runs the worker to its end; the process's exit code. Raises what the user can mend, before any request came."""
     check_device(settings)
-    torch.set_num_threads(settings.threads)
     config = ModelConfig.from_folder(settings.model)
     bounds = Bounds(config.vocab_size, model_len(settings, config))
     settings = settings.model_copy(update={"worker_id": settings.worker_id or secrets.token_hex(4)})
@@ -144,14 +146,30 @@ def loader(settings: ComputeSettings, config: ModelConfig, attachment: Attachmen
     """Loads the weights and maps the pool; called in the step thread."""
 
     def make() -> Runner:
+        torch.set_num_threads(settings.threads)  # of this thread: the only one that computes
         dtype = resolve_dtype(config, settings.dtype)
         layout = PoolLayout(config.geometry(settings.block_size, dtype))
         mapping = PoolMapping(attachment.pool_fd, layout, attachment.num_blocks)
-        model = load(settings.model, dtype, load_format=settings.load_format, seed=settings.seed)
+        with layers_bar() as progress:
+            model = load(
+                settings.model,
+                dtype,
+                load_format=settings.load_format,
+                seed=settings.seed,
+                progress=progress,
+            )
         log.info("weights loaded", model=settings.model_name, dtype=dtype, threads=settings.threads)
         return Runner(model, mapping.pool, Sampler(config.vocab_size))
 
     return make
+
+
+@contextmanager
+def layers_bar() -> Iterator[Callable[[int, int], None]]:
+    """Shows layers as they are loaded, to someone who watches a terminal."""
+    with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
+        task = bar.add_task("loading weights", total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def stopper(link: Link) -> Callable[[int, FrameType | None], None]:
