@@ -10,7 +10,9 @@ from typing import Final, NamedTuple
 from kvmanager.messages import WorkerState
 
 FRESH_MS: Final = 1500  # of the last heartbeat
-SILENT_MS: Final = 5000  # a busy step thread without progress
+SILENT_MS: Final = (
+    10_000  # a busy step thread without progress; a chunk of a long prompt may take seconds on a CPU
+)
 ANSWER_SECONDS: Final = 1.2  # of the daemon: 1 s and some slack
 
 

@@ -7,6 +7,7 @@ import pytest
 from peers import collect, ids_of, silent, tell
 
 from gateway.client import Broken, Unreachable
+from gateway.index import Index
 from holdfast.v1 import compute_pb2
 from holdfast.v1 import generate_pb2 as pb
 from holdfast.v1 import kvmanager_pb2 as kv
@@ -155,3 +156,16 @@ async def test_the_daemon_away_pauses_a_gap_and_fails_nothing(service):
     async with service.client(script) as client:
         chunks = await collect(client.generate([1]))
     assert ids_of(chunks) == [5, 6, 7]
+
+
+async def test_a_bug_in_one_message_does_not_silence_the_others(service, monkeypatch):
+    real = Index.heard
+
+    def heard(self, entry):
+        if 66 in entry.token_ids:
+            raise RuntimeError("our bug")
+        real(self, entry)
+
+    monkeypatch.setattr(Index, "heard", heard)
+    async with service.client(tell([5], [66], [7])) as client:
+        assert ids_of(await collect(client.generate([1]))) == [5, 66, 7]

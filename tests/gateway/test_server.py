@@ -161,3 +161,13 @@ async def test_stopping_lets_streams_finish_and_takes_no_new_ones(serve):
         await worker.emit(worker.jobs[0], [5], 3)
         assert ids_of(await running) == [5]
         await stopping
+
+
+async def test_a_broken_task_of_the_gateway_is_told_not_hidden(service, monkeypatch):
+    def fail(members):
+        raise RuntimeError("our bug")
+
+    monkeypatch.setattr(service.gateway.fleet, "_reconcile", fail)
+    async with asyncio.timeout(20):
+        with pytest.raises(RuntimeError, match="our bug"):
+            await service.gateway.broken()
