@@ -237,9 +237,9 @@ class Link:
             self._daemon.heartbeat(heartbeat(self._worker))
 
     def _note_state(self) -> None:
-        if self._worker.state is not self._state:
-            self._state = self._worker.state
-            log.info(self._state.name.lower())
+        if self._state is WorkerState.WARMING and self._worker.state is WorkerState.READY:
+            log.info("ready")
+        self._state = self._worker.state
 
     def _heed_stop(self, grace_s: float) -> None:
         if self._asked and self._drain_until is None:
@@ -264,6 +264,9 @@ class Link:
         return state is WorkerState.WARMING or (state is WorkerState.DRAINING and not len(self._ledger))
 
     def _fail(self, end: End, error: BaseException) -> None:
+        """The first reason counts. A drained worker misses nothing when its daemon goes at the same time."""
+        if self._end is None and self._asked and end is End.DAEMON_GONE and not self._owners:
+            self._end = End.DRAINED
         if self._end is None:
             self._end, self.error = end, error
 
