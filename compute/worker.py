@@ -32,6 +32,7 @@ from kvmanager.messages import Drain, Granted, Opened, Refused, Reply, Revoke, W
 MAX_UNACKED: Final = 2048  # messages: more than 2 s of the fastest steps, less than the link's queue
 WARM_UP_S: Final = 5.0  # at most this long for blocks to warm up with
 MIN_BOUND_MS: Final = 1500
+MAX_BOUND_MS: Final = 600_000
 
 
 class Steps(Protocol):
@@ -67,8 +68,9 @@ class Worker:
     @property
     def bound_ms(self) -> int:
         """Silence of the step counter that means "hung"."""
-        expected_ms = 1000 * self.stepping * self.scheduler.progress.seconds_per_token
-        return max(MIN_BOUND_MS, min(600_000, int(10 * expected_ms)))
+        progress = self.scheduler.progress
+        expected_s = max(self.stepping * progress.seconds_per_token, progress.seconds_per_step)
+        return max(MIN_BOUND_MS, min(MAX_BOUND_MS, int(10_000 * expected_s)))
 
     def _main(self) -> None:
         try:
@@ -88,12 +90,18 @@ class Worker:
             plans = self.scheduler.rehearsal()
             if plans:
                 for plan in plans:
-                    runner.run(plan)
+                    self._rehearse(runner, plan)
                 break
             self._take(left)
         if self.state is WorkerState.WARMING:
             self.state = WorkerState.READY
         self._outbox.wake()
+
+    def _rehearse(self, runner: Steps, plan: StepPlan) -> None:
+        """What it takes is the first guess of how long a step may be silent."""
+        began = time.monotonic_ns()
+        runner.run(plan)
+        self.scheduler.progress.measure(plan.num_tokens, 0, time.monotonic_ns() - began)
 
     def _loop(self, runner: Steps) -> None:
         while not self._stopping:

@@ -18,6 +18,7 @@ class Progress:
     float_blocks: int = 0
     tokens_per_second: float = 0.0  # decode, smoothed
     seconds_per_token: float = 0.0  # of step time, prefill included, smoothed
+    seconds_per_step: float = 0.0
     steps_waited: int = 0
     wait_p99_ms: float = 0.0
     preemptions: int = 0
@@ -36,6 +37,7 @@ class Progress:
         seconds = max(elapsed_ns, 1) / 1e9
         self.generation_tokens += sampled
         self.seconds_per_token = smooth(self.seconds_per_token, seconds / num_tokens)
+        self.seconds_per_step = smooth(self.seconds_per_step, seconds)
         if sampled:
             self.tokens_per_second = smooth(self.tokens_per_second, sampled / seconds)
 
