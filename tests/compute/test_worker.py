@@ -124,6 +124,19 @@ def test_the_step_thread_serves_a_request_and_then_sleeps(rig: Rig) -> None:
     assert rig.worker.stepping == 0
 
 
+def test_the_bound_of_silence_follows_what_steps_take(rig: Rig) -> None:
+    """It starts from the rehearsal, grows with the step's tokens, and is never below 1.5 s."""
+    rig.until(lambda: rig.worker.state is WorkerState.READY)
+    progress = rig.pair.scheduler.progress
+    assert progress.seconds_per_step > 0
+    assert rig.worker.bound_ms == 1500
+    progress.seconds_per_token, progress.seconds_per_step = 0.01, 0.4
+    assert rig.worker.bound_ms == 4000
+    rig.worker.stepping = 512
+    assert rig.worker.bound_ms == 51_200
+    rig.worker.stepping = 0
+
+
 def test_a_silent_daemon_holds_the_steps_back_only_at_the_bound(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
