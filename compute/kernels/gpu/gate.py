@@ -1,0 +1,53 @@
+"""The gated half of an MLP: activation(left) · right, elementwise over [T, 2F].
+
+silu(x) = x σ(x)        gelu(x) = x Φ(x), or with tanh        Shazeer, arXiv 2002.05202, section 2
+"""
+
+from typing import Final
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from compute.kernels.gpu.layer import require
+
+KINDS: Final = {"silu": 0, "gelu_tanh": 1, "gelu": 2}
+BLOCK: Final = 1024
+
+
+@triton.jit
+def _gate(
+    x,  # [T, 2F]
+    out,  # [T, F]
+    size,
+    x_stride,
+    KIND: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64)
+    columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    there = columns < size
+    left = tl.load(x + row * x_stride + columns, mask=there, other=0.0).to(tl.float32)
+    right = tl.load(x + row * x_stride + size + columns, mask=there, other=0.0).to(tl.float32)
+    if KIND == 0:
+        left = left / (1 + tl.exp(-left))
+    elif KIND == 1:
+        # 0.5 · (1 + tanh(u)) is the logistic function of 2u.
+        u = 0.7978845608028654 * (left + 0.044715 * left * left * left)
+        left = left / (1 + tl.exp(-2 * u))
+    else:
+        left = 0.5 * left * (1 + tl.erf(left * 0.7071067811865476))
+    tl.store(out + row * size + columns, (left * right).to(out.dtype.element_ty), mask=there)
+
+
+def gate(x: Tensor, activation: str) -> Tensor:
+    """[T, 2F] → [T, F]; `activation` is silu, gelu_tanh or gelu. ValueError names what does not fit."""
+    require(activation in KINDS, f"activation {activation} is not one of {tuple(KINDS)}")
+    require(x.dim() == 2 and x.stride(1) == 1 and x.shape[1] % 2 == 0, "x must be [T, 2F], its rows dense")
+    rows, size = x.shape[0], x.shape[1] // 2
+    out = torch.empty((rows, size), dtype=x.dtype, device=x.device)
+    if rows:
+        grid = (rows, triton.cdiv(size, BLOCK))
+        _gate[grid](x, out, size, x.stride(0), KIND=KINDS[activation], BLOCK=BLOCK, num_warps=4)
+    return out

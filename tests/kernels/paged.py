@@ -1,0 +1,107 @@
+"""Pools with NaN in every slot that holds no token, and attention over them in float64."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from compute.kernels.gpu.layer import KVLayer, Scores
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    """Rows with `lengths` tokens of KV, the last `counts` of them new."""
+
+    lengths: tuple[int, ...]
+    counts: tuple[int, ...]
+    heads: int = 4
+    kv_heads: int = 2
+    dim: int = 64
+    block_size: int = 16
+    dtype: torch.dtype = torch.float16
+    window: int | None = None
+    softcap: float | None = None
+    layers: int = 2
+
+    @property
+    def scores(self) -> Scores:
+        return Scores(scale=self.dim**-0.5, softcap=self.softcap, window=self.window)
+
+    def __str__(self) -> str:
+        kind = str(self.dtype).removeprefix("torch.")
+        parts = f"h{self.heads}k{self.kv_heads}d{self.dim}b{self.block_size}-{kind}"
+        return f"{parts}-w{self.window}-c{self.softcap}-" + ".".join(map(str, self.lengths[:4]))
+
+
+@dataclass(frozen=True, slots=True)
+class Paged:
+    case: Case
+    pool: Tensor
+    kv: KVLayer
+    tables: Tensor  # [B, W] int32, in a wider tensor
+    lengths: Tensor
+    starts: Tensor
+    q: Tensor  # [T, H, D]
+    rows: list[tuple[Tensor, Tensor]]  # each row's keys and values [S, K, D]
+
+
+def build(case: Case, device: torch.device) -> Paged:
+    """Random tokens in randomly ordered blocks; every other slot of the pool is NaN."""
+    size, layer = case.block_size, case.layers - 1
+    wanted = [-(-length // size) for length in case.lengths]
+    num_blocks = sum(wanted) + 3
+    shape = (num_blocks, case.layers, 2, case.kv_heads, size, case.dim)
+    pool = torch.full(shape, float("nan"), dtype=case.dtype)
+    order = torch.randperm(num_blocks).tolist()
+    tables = torch.full((len(wanted), max(wanted) + 2), 2**30, dtype=torch.int32)  # beyond: never followed
+    rows = []
+    for row, (length, count) in enumerate(zip(case.lengths, wanted, strict=True)):
+        blocks = [order.pop() for _ in range(count)]
+        tables[row, :count] = torch.tensor(blocks, dtype=torch.int32)
+        kv = torch.randn(2, case.kv_heads, length, case.dim).to(case.dtype)
+        for place, block in enumerate(blocks):
+            part = kv[:, :, place * size : (place + 1) * size]
+            pool[block, layer, :, :, : part.shape[2]] = part
+        rows.append((kv[0].transpose(0, 1), kv[1].transpose(0, 1)))
+    starts = torch.tensor([0, *case.counts], dtype=torch.int32).cumsum(0, dtype=torch.int32)
+    q = torch.randn(int(starts[-1]), case.heads + 2 * case.kv_heads, case.dim).to(case.dtype).to(device)
+    pool = pool.to(device)
+    return Paged(
+        case,
+        pool,
+        KVLayer(pool, layer),
+        tables.to(device)[:, : max(wanted)],
+        torch.tensor(case.lengths, dtype=torch.int32, device=device),
+        starts.to(device),
+        q[:, : case.heads],
+        rows,
+    )
+
+
+def expected(paged: Paged) -> Tensor:
+    """[T, H, D] float64."""
+    case, answers, device = paged.case, [], paged.q.device
+    queries = paged.q.double().split(list(case.counts))
+    for q, (keys, values), length in zip(queries, paged.rows, case.lengths, strict=True):
+        if not len(q):
+            continue
+        group = case.heads // case.kv_heads
+        k = keys.to(device).double().repeat_interleave(group, 1)
+        v = values.to(device).double().repeat_interleave(group, 1)
+        scores = torch.einsum("qhd,khd->hqk", q, k) * case.scores.scale
+        if case.softcap is not None:
+            scores = case.softcap * (scores / case.softcap).tanh()
+        places = torch.arange(length, device=device)
+        mine = length - len(q) + torch.arange(len(q), device=device)[:, None]
+        seen = places <= mine
+        if case.window is not None:
+            seen &= places > mine - case.window
+        scores = scores.masked_fill(~seen, float("-inf"))
+        answers.append(torch.einsum("hqk,khd->qhd", scores.softmax(-1), v))
+    return torch.cat(answers)
+
+
+def error(answer: Tensor, reference: Tensor) -> float:
+    """‖answer - reference‖ / ‖reference‖; NaN anywhere gives NaN, which no bound holds."""
+    difference = answer.double() - reference
+    return float(difference.norm() / reference.norm())
