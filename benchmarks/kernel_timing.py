@@ -34,6 +34,7 @@ def paired(ours: list[float], theirs: list[float]) -> Ratio:
 def graph_of(launches: list[Launch]) -> Launch:
     """All launches, one after the other, as one CUDA graph."""
     stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    torch.cuda.synchronize()  # the inputs were made on another stream
     with torch.cuda.stream(stream):
         for launch in launches[:2]:
             launch()
@@ -42,7 +43,12 @@ def graph_of(launches: list[Launch]) -> Launch:
     with torch.cuda.graph(graph):
         for launch in launches:
             launch()
-    return graph.replay
+
+    def replay() -> None:
+        assert launches  # they hold the tensors whose addresses the graph has
+        graph.replay()
+
+    return replay
 
 
 def times(runs: Mapping[str, Launch], repeats: int, calls: int = 1) -> dict[str, list[float]]:

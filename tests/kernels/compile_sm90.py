@@ -72,6 +72,7 @@ def launch_all(dim: int) -> None:
     from compute.kernels.gpu.copy_blocks import copy_blocks
     from compute.kernels.gpu.decode import Scratch, decode
     from compute.kernels.gpu.gate import gate
+    from compute.kernels.gpu.hopper_prefill import hopper_prefill, supports
     from compute.kernels.gpu.layer import KVLayer, Scores
     from compute.kernels.gpu.norm import add_norm
     from compute.kernels.gpu.prefill import prefill
@@ -85,6 +86,8 @@ def launch_all(dim: int) -> None:
     decode(q, torch.empty_like(q), kv, tables, lengths, scores, Scratch.allocate(2, 4, kv, 4))
     starts = torch.zeros(3, dtype=torch.int32)
     prefill(q, torch.empty_like(q), kv, tables, starts, lengths, 2048, scores)
+    if supports(kv, (9, 0)):
+        hopper_prefill(q, torch.empty_like(q), kv, tables, starts, lengths, 2048, scores)
     rope_kv_write(
         torch.empty((2, 48 * dim), dtype=kind), kv, torch.empty((2, 64, dim)), lengths, lengths, lengths,
         (torch.empty(dim), torch.empty(dim), 1e-6),
