@@ -80,11 +80,12 @@ static void multiply(const uint16_t *x, const char *weights, float *sums, int64_
 
 /* x [m, k], weights packed [n, k], bias [n] or null, y [m, n]. */
 void linear(const uint16_t *x, const char *weights, const uint16_t *bias, uint16_t *y, int64_t m, int64_t n, int64_t k) {
+    int64_t chunk = n / PANEL / 32 + 1; /* dynamic: a thread whose core is taken for a moment holds nobody up */
 #pragma omp parallel
     {
         float sums[2 * ROWS * PANEL] __attribute__((aligned(64)));
         int64_t configured = -1;
-#pragma omp for schedule(static)
+#pragma omp for schedule(dynamic, chunk)
         for (int64_t panel = 0; panel < n / PANEL; panel++)
             for (int64_t at = 0; at < m; at += 2 * ROWS) {
                 int64_t rows = m - at < 2 * ROWS ? m - at : 2 * ROWS;

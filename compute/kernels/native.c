@@ -143,22 +143,66 @@ static void place(const Layer *l, const Step *s, real *qkv, const float *cos, co
     }
 }
 
-/* The running softmax of one query head: sum of weights, greatest score, weighted values in acc [D].
- * Inlined once for each common D: a constant lets the compiler keep q and acc in registers. */
-static inline __attribute__((always_inline)) void absorb(const Layer *l, int64_t dim, const float *restrict q,
-                                                         const real *restrict keys, const real *restrict values,
-                                                         int64_t n, float *restrict score, float *restrict most,
-                                                         float *restrict total, float *restrict acc) {
-    float top = *most;
+/* Sixteen elements as floats. The compiler makes the widest registers of the machine of them. */
+typedef float lanes __attribute__((vector_size(64)));
+enum { LANES = 16, MOST_GROUP = 64, MANY_ROWS = 8 };
+
+#ifdef BFLOAT16
+static inline lanes widened(const real *x) {
+    typedef uint16_t narrow __attribute__((vector_size(32)));
+    typedef uint32_t wide __attribute__((vector_size(64)));
+    narrow bits;
+    memcpy(&bits, x, sizeof bits);
+    return (lanes)(__builtin_convertvector(bits, wide) << 16);
+}
+#else
+static inline lanes widened(const real *x) {
+    lanes y;
+    memcpy(&y, x, sizeof y);
+    return y;
+}
+#endif
+
+static inline lanes loaded(const float *x) {
+    lanes y;
+    memcpy(&y, x, sizeof y);
+    return y;
+}
+
+static inline float total_of(lanes x) {
+    float sum = 0.0f;
+    for (int i = 0; i < LANES; i++) sum += x[i];
+    return sum;
+}
+
+/* What one row has summed so far, of each query head of the kv heads [from, to): the running softmax of Milakov and
+ * Gimelshein (arXiv 1805.02867). Keys and values are read once for a whole group. */
+typedef struct {
+    int64_t row, from, to;
+    float *q, *acc, *most, *total; /* [heads · D], [heads · D], [heads], [heads] */
+} Sums;
+
+/* score [G][slots] of n slots. `group` and `dim` are constants where it pays: sums stay in registers. */
+static inline __attribute__((always_inline)) void
+scores_of(const Layer *l, int64_t group, int64_t dim, const float *q, const real *keys, int64_t n, int64_t slots, float *score) {
     for (int64_t j = 0; j < n; j++) {
-        float dot = 0.0f;
-        for (int64_t i = 0; i < dim; i++) dot += q[i] * get(keys[j * dim + i]);
-        dot *= l->scale;
-        if (l->softcap != 0.0f) dot = l->softcap * tangent(dot / l->softcap);
-        score[j] = dot;
-        top = dot > top ? dot : top;
+        lanes sum[MOST_GROUP] = {0};
+        for (int64_t i = 0; i < dim; i += LANES) {
+            lanes key = widened(keys + j * dim + i);
+            for (int64_t g = 0; g < group; g++) sum[g] += key * loaded(q + g * dim + i);
+        }
+        for (int64_t g = 0; g < group; g++) {
+            float dot = total_of(sum[g]) * l->scale;
+            score[g * slots + j] = l->softcap != 0.0f ? l->softcap * tangent(dot / l->softcap) : dot;
+        }
     }
-    float shrink = exponential(*most - top), sum = 0.0f;
+}
+
+/* Scores become weights; `acc` and `total` shrink when the greatest score grows. */
+static inline void weigh(float *score, int64_t n, int64_t dim, float *most, float *total, float *acc) {
+    float top = *most, sum = 0.0f;
+    for (int64_t j = 0; j < n; j++) top = score[j] > top ? score[j] : top;
+    float shrink = exponential(*most - top);
     for (int64_t j = 0; j < n; j++) {
         score[j] = exponential(score[j] - top);
         sum += score[j];
@@ -167,51 +211,88 @@ static inline __attribute__((always_inline)) void absorb(const Layer *l, int64_t
     *most = top;
     if (shrink != 1.0f)
         for (int64_t i = 0; i < dim; i++) acc[i] *= shrink;
-    for (int64_t j = 0; j < n; j++)
-        for (int64_t i = 0; i < dim; i++) acc[i] += score[j] * get(values[j * dim + i]);
 }
 
-/* Decode row b, kv head k: its G queries over the row's blocks; slots at or beyond its length are not read. */
-static void attend_row(const Layer *l, const Step *s, const real *qkv, real *out, int64_t b, int64_t k) {
-    int64_t dim = l->dim, group = l->heads / l->kv_heads, length = s->lengths[b];
-    float q[group * dim], acc[group * dim], most[group], total[group], score[s->slots];
-    const real *from = qkv + (b * (l->heads + 2 * l->kv_heads) + k * group) * dim;
-    for (int64_t i = 0; i < group * dim; i++) {
-        q[i] = get(from[i]);
-        acc[i] = 0.0f;
+static inline __attribute__((always_inline)) void
+mix(int64_t group, int64_t dim, const float *score, const real *values, int64_t n, int64_t slots, float *acc) {
+    for (int64_t i = 0; i < dim; i += LANES) {
+        lanes sum[MOST_GROUP];
+        for (int64_t g = 0; g < group; g++) sum[g] = loaded(acc + g * dim + i);
+        for (int64_t j = 0; j < n; j++) {
+            lanes value = widened(values + j * dim + i);
+            for (int64_t g = 0; g < group; g++) sum[g] += value * score[g * slots + j];
+        }
+        for (int64_t g = 0; g < group; g++) memcpy(acc + g * dim + i, &sum[g], sizeof sum[g]);
     }
-    for (int64_t g = 0; g < group; g++) {
-        most[g] = -3.0e38f;
-        total[g] = 0.0f;
+}
+
+/* Names a block's keys and values to the cache: extents this short end before the hardware's prefetcher starts. */
+static inline void fetch(const Layer *l, const Step *s, int64_t block, int64_t from, int64_t to) {
+    const char *keys = (const char *)slots_of(l, s, block, 0, from), *values = (const char *)slots_of(l, s, block, 1, from);
+    for (int64_t i = 0; i < (to - from) * s->slots * l->dim * (int64_t)sizeof(real); i += 64) {
+        __builtin_prefetch(keys + i, 0, 2);
+        __builtin_prefetch(values + i, 0, 2);
     }
-    int64_t first = l->window && length > l->window ? length - l->window : 0;
-    for (int64_t at = first; at < length;) {
-        int64_t slot = at % s->slots, n = s->slots - slot;
+}
+
+/* The row's slots block by block, and of each block all kv heads, so that its pages are visited once. */
+static inline __attribute__((always_inline)) void
+absorb(const Layer *l, const Step *s, int64_t group, int64_t dim, const Sums *sums) {
+    int64_t slots = s->slots, length = s->lengths[sums->row];
+    const int64_t *table = s->tables + sums->row * s->table_width;
+    float score[group * slots];
+    for (int64_t at = l->window && length > l->window ? length - l->window : 0; at < length;) {
+        int64_t slot = at % slots, n = slots - slot, block = table[at / slots];
         n = n < length - at ? n : length - at;
-        int64_t block = s->tables[b * s->table_width + at / s->slots];
-        const real *keys = slots_of(l, s, block, 0, k) + slot * dim;
-        const real *values = slots_of(l, s, block, 1, k) + slot * dim;
-        for (int64_t g = 0; g < group; g++) {
-            float *mine = q + g * dim, *sum = acc + g * dim;
-            if (dim == 64) absorb(l, 64, mine, keys, values, n, score, most + g, total + g, sum);
-            else if (dim == 128) absorb(l, 128, mine, keys, values, n, score, most + g, total + g, sum);
-            else absorb(l, dim, mine, keys, values, n, score, most + g, total + g, sum);
+        if (at + n < length) fetch(l, s, table[at / slots + 1], sums->from, sums->to);
+        for (int64_t k = sums->from; k < sums->to; k++) {
+            int64_t head = (k - sums->from) * group;
+            scores_of(l, group, dim, sums->q + head * dim, slots_of(l, s, block, 0, k) + slot * dim, n, slots, score);
+            for (int64_t g = 0; g < group; g++)
+                weigh(score + g * slots, n, dim, sums->most + head + g, sums->total + head + g, sums->acc + (head + g) * dim);
+            mix(group, dim, score, slots_of(l, s, block, 1, k) + slot * dim, n, slots, sums->acc + head * dim);
         }
         at += n;
     }
-    real *to = out + (b * l->heads + k * group) * dim;
-    for (int64_t g = 0; g < group; g++)
-        for (int64_t i = 0; i < dim; i++) to[g * dim + i] = put(acc[g * dim + i] / total[g]);
+}
+
+static void absorb_row(const Layer *l, const Step *s, const Sums *sums) {
+    int64_t group = l->heads / l->kv_heads;
+#define CASE(G, D) if (group == G && l->dim == D) { absorb(l, s, G, D, sums); return; }
+    CASE(1, 64) CASE(2, 64) CASE(3, 64) CASE(4, 64) CASE(8, 64)
+    CASE(1, 128) CASE(2, 128) CASE(4, 128) CASE(5, 128) CASE(8, 128)
+#undef CASE
+    absorb(l, s, group, l->dim, sums);
+}
+
+/* Decode row `row`, kv heads [from, to): their queries over the row's blocks; slots beyond its length are not read. */
+static void attend_row(const Layer *l, const Step *s, const real *qkv, real *out, int64_t row, int64_t from, int64_t to) {
+    int64_t dim = l->dim, group = l->heads / l->kv_heads, heads = (to - from) * group;
+    float q[heads * dim], acc[heads * dim], most[heads], total[heads];
+    const real *asked = qkv + (row * (l->heads + 2 * l->kv_heads) + from * group) * dim;
+    for (int64_t i = 0; i < heads * dim; i++) {
+        q[i] = get(asked[i]);
+        acc[i] = 0.0f;
+    }
+    for (int64_t h = 0; h < heads; h++) {
+        most[h] = -3.0e38f; /* finite: minus infinity less itself is NaN */
+        total[h] = 0.0f;
+    }
+    absorb_row(l, s, &(Sums){row, from, to, q, acc, most, total});
+    real *answer = out + (row * l->heads + from * group) * dim;
+    for (int64_t h = 0; h < heads; h++)
+        for (int64_t i = 0; i < dim; i++) answer[h * dim + i] = put(acc[h * dim + i] / total[h]);
 }
 
 /* One layer: every token is placed, then the decode rows attend. Rows of out beyond them are left alone. */
 void attend(const Layer *l, const Step *s, real *qkv, const float *cos, const float *sin, real *out) {
+    int64_t parts = s->decode < MANY_ROWS ? l->kv_heads : 1, share = l->kv_heads / parts; /* tasks a row */
 #pragma omp parallel
     {
 #pragma omp for schedule(static)
         for (int64_t t = 0; t < s->tokens; t++) place(l, s, qkv, cos, sin, t);
-#pragma omp for schedule(static)
-        for (int64_t task = 0; task < s->decode * l->kv_heads; task++)
-            attend_row(l, s, qkv, out, task / l->kv_heads, task % l->kv_heads);
+#pragma omp for schedule(dynamic)
+        for (int64_t task = 0; task < s->decode * parts; task++)
+            attend_row(l, s, qkv, out, task / parts, task % parts * share, (task % parts + 1) * share);
     }
 }

@@ -46,9 +46,9 @@ class _Step(ctypes.Structure):
 class Step:
     batch: Batch
     pool: Tensor
-    args: _Step
-    keep: tuple[Any, ...]  # the arrays that `args` points into
-    rotations: dict[RotaryTable, tuple[Tensor, Tensor]]
+    pointer: Any  # of the _Step
+    keep: tuple[Any, ...]  # what is pointed into
+    angles: dict[RotaryTable, tuple[int, int]]  # addresses of cos and sin
     chunks: dict[int | None, list[TorchWindow]]
     decode: int
 
@@ -59,7 +59,7 @@ class NativeKernels:
     def __init__(self, library: ctypes.CDLL) -> None:
         self.torch = TorchKernels()
         self.library = library
-        self.layers: dict[int, _Layer] = {}
+        self.layers: dict[int, Any] = {}  # pointers to a _Layer each
 
     def norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         x = x.contiguous()
@@ -98,12 +98,13 @@ class NativeKernels:
         if decode is not None:
             args.decode, args.table_width = decode.tables.shape
             args.tables, args.lengths = decode.tables.ctypes.data, decode.lengths.ctypes.data
+        turns = {rope: rope.rows(batch.positions, batch.limit) for rope in {spec.rope for spec in specs}}
         return Step(
             batch,
             pool,
-            args,
-            (decode,),
-            {rope: rope.rows(batch.positions, batch.limit) for rope in {spec.rope for spec in specs}},
+            ctypes.byref(args),
+            (args, decode, turns),
+            {rope: (cos.data_ptr(), sin.data_ptr()) for rope, (cos, sin) in turns.items()},
             {
                 kind: [window_of(group, kind, pool) for group in chunks]
                 for kind in {spec.window for spec in specs}
@@ -112,25 +113,23 @@ class NativeKernels:
         )
 
     def attend(self, spec: AttentionSpec, qkv: Tensor, step: Step) -> Tensor:
-        cos, sin = step.rotations[spec.rope]
+        cos, sin = step.angles[spec.rope]
         out = qkv.new_empty((qkv.shape[0], spec.num_heads * spec.head_dim))
-        out[step.decode :].zero_()
         layer = self.layers.get(spec.layer) or self._layer(spec)
-        self.library.attend(
-            ctypes.byref(layer),
-            ctypes.byref(step.args),
-            qkv.data_ptr(),
-            cos.data_ptr(),
-            sin.data_ptr(),
-            out.data_ptr(),
-        )
+        self.library.attend(layer, step.pointer, qkv.data_ptr(), cos, sin, out.data_ptr())
+        if step.decode < len(out):
+            self._attend_chunks(spec, qkv, step, out)
+        return out
+
+    def _attend_chunks(self, spec: AttentionSpec, qkv: Tensor, step: Step, out: Tensor) -> None:
+        """The tokens behind the decode rows: chunks, and padding, whose answers are zero."""
+        out[step.decode :].zero_()
         q = qkv.view(len(qkv), -1, spec.head_dim)[:, : spec.num_heads]
         for window in step.chunks[spec.window]:
             attend_group(spec, q, gather(step.pool, spec, window), window, out)
-        return out
 
-    def _layer(self, spec: AttentionSpec) -> _Layer:
-        self.layers[spec.layer] = _Layer(
+    def _layer(self, spec: AttentionSpec) -> Any:
+        layer = _Layer(
             layer=spec.layer,
             heads=spec.num_heads,
             kv_heads=spec.num_kv_heads,
@@ -142,7 +141,7 @@ class NativeKernels:
             q_norm=None if spec.q_norm is None else spec.q_norm.data_ptr(),
             k_norm=None if spec.k_norm is None else spec.k_norm.data_ptr(),
         )
-        return self.layers[spec.layer]
+        return self.layers.setdefault(spec.layer, ctypes.byref(layer))
 
 
 @cache
