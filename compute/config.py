@@ -28,7 +28,7 @@ class ComputeSettings(Common):
     )
     block_size: int = Field(16, ge=1, le=1024, description="token slots of a block, a power of two")
     max_num_seqs: int = Field(64, ge=1, le=4096, description="sequences computed at once")
-    max_num_batched_tokens: int = Field(512, ge=1, le=65_536, description="most tokens of one step")
+    max_num_batched_tokens: int = Field(2048, ge=1, le=65_536, description="most tokens of one step")
     max_waiting: int = Field(1024, ge=1, le=65_536, description="requests in line; more are rejected")
     threads: int = Field(
         default_factory=lambda: os.cpu_count() or 1, ge=1, le=1024, description="of the CPU's arithmetic"

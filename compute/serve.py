@@ -3,6 +3,7 @@
 The main thread owns the sockets; the step thread loads the weights while heartbeats say WARMING already.
 """
 
+import gc
 import os
 import secrets
 import signal
@@ -159,6 +160,7 @@ def loader(settings: ComputeSettings, config: ModelConfig, attachment: Attachmen
                 progress=progress,
             )
         log.info("weights loaded", model=settings.model_name, dtype=dtype, threads=settings.threads)
+        gc.freeze()  # modules and weights stay: no collection needs to walk them again
         return Runner(model, mapping.pool, Sampler(config.vocab_size))
 
     return make
