@@ -13,7 +13,6 @@ they came from. Programs stay on their SM and take tiles in turn, the longest fi
            cut by window   whole     masked                 turn 0 also clears values beyond the length: 0 · NaN is NaN
 """
 
-from dataclasses import replace
 from typing import Final
 
 import triton
@@ -150,11 +149,10 @@ def _turns(
 
 @gluon.jit
 def _consumer(
-    half: gl.constexpr, q, out, queries, keys, values, q_full, q_empty, k_full, k_empty, v_full, v_empty, order, starts,
-    lengths, works, tiles, pairs, q_stride, out_stride, window, factor, cap,
+    half: gl.constexpr, q, out, queries, keys, values, k_full, k_empty, v_full, v_empty, order, starts, lengths,
+    works, tiles, pairs, q_stride, out_stride, window, factor, cap,
     KV_HEADS: gl.constexpr, GROUP: gl.constexpr, HAS_CAP: gl.constexpr, HAS_WINDOW: gl.constexpr,
     M: gl.constexpr, N: gl.constexpr, D: gl.constexpr, STAGES: gl.constexpr, PING_PONG: gl.constexpr,
-    Q_TMA: gl.constexpr,
 ):  # fmt: skip
     """Half of every tile's rows: 64 query lanes, from their load to their answer."""
     ROWS: gl.constexpr = M // 2
@@ -162,30 +160,24 @@ def _consumer(
     O_LAYOUT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, D, 16])
     P_LAYOUT: gl.constexpr = gl.DotOperandLayout(0, O_LAYOUT, 2)
     LOAD: gl.constexpr = gl.BlockedLayout([1, 8], [256 // D, D // 8], [4, 1], [1, 0])
+    mine = queries.index(half)
     base = 0
     handed = 0  # times that both consumers have had their turn at the tensor cores
-    done = 0  # pieces of work
-    span = _span(gl.program_id(0), tiles, pairs, starts, lengths, window, KV_HEADS, GROUP, HAS_WINDOW, M, N)
     for work in range(gl.program_id(0), works, gl.num_programs(0)):
-        _row, kv_head, lane, start, count, length, last, right, left, turns = span
-        following = gl.minimum(work + gl.num_programs(0), works - 1)  # its loads are done when its turn comes
-        span = _span(following, tiles, pairs, starts, lengths, window, KV_HEADS, GROUP, HAS_WINDOW, M, N)
-        buffer = done & 1
-        mine = queries.index(buffer * 2 + half)
+        _row, kv_head, lane, start, count, length, last, right, left, turns = _span(
+            work, tiles, pairs, starts, lengths, window, KV_HEADS, GROUP, HAS_WINDOW, M, N
+        )
         if turns > 0:
-            if Q_TMA:
-                mbarrier.wait(q_full.index(buffer), (done // 2) & 1)
-            else:
-                lanes = lane + half * ROWS + gl.arange(0, ROWS, gl.SliceLayout(1, LOAD))
-                tokens = lanes // GROUP
-                dims = gl.arange(0, D, gl.SliceLayout(0, LOAD))
-                place = tokens.to(gl.int64) * q_stride + lanes % GROUP * D
-                query = q + start.to(gl.int64) * q_stride + kv_head * (GROUP * D)
-                loaded = gl.load(
-                    query + place[:, None] + dims[None, :], mask=(tokens < count)[:, None], other=0.0
-                )
-                mine.store(loaded)
-                fence_async_shared()
+            lanes = lane + half * ROWS + gl.arange(0, ROWS, gl.SliceLayout(1, LOAD))
+            tokens = lanes // GROUP
+            dims = gl.arange(0, D, gl.SliceLayout(0, LOAD))
+            place = tokens.to(gl.int64) * q_stride + lanes % GROUP * D
+            query = q + start.to(gl.int64) * q_stride + kv_head * (GROUP * D)
+            loaded = gl.load(
+                query + place[:, None] + dims[None, :], mask=(tokens < count)[:, None], other=0.0
+            )
+            mine.store(loaded)
+            fence_async_shared()
 
             lanes = lane + half * ROWS + gl.arange(0, ROWS, gl.SliceLayout(1, S_LAYOUT))
             positions = length - count + lanes // GROUP
@@ -245,8 +237,6 @@ def _consumer(
             o = warpgroup_mma(p, values.index(final % STAGES), o, is_async=True)
             o = warpgroup_mma_wait(0, deps=(o,))
             mbarrier.arrive(v_empty.index(final % STAGES), count=1)
-            if Q_TMA:
-                mbarrier.arrive(q_empty.index(buffer), count=1)
 
             o = o / gl.convert_layout(total, gl.SliceLayout(1, O_LAYOUT))[:, None]
             lanes = lane + half * ROWS + gl.arange(0, ROWS, gl.SliceLayout(1, O_LAYOUT))
@@ -259,7 +249,6 @@ def _consumer(
             )
         base += turns
         handed += gl.maximum(turns - 1, 0)
-        done += gl.minimum(turns, 1)
 
 
 @gluon.jit
@@ -279,41 +268,19 @@ def _fetch(
 
 
 @gluon.jit
-def _fetch_queries(
-    q, pieces, full, buffer, token, head, GROUP: gl.constexpr, M: gl.constexpr, D: gl.constexpr
-):
-    """The query lanes of a tile, M / G tokens of G heads. What lies beyond the row's tokens is never stored."""
-    PANELS: gl.constexpr = D // PANEL
-    TOKENS: gl.constexpr = M // 2 // GROUP
-    mbarrier.expect(full.index(buffer), M * D * 2)
-    for half in gl.static_range(2):
-        for panel in gl.static_range(PANELS):
-            piece = pieces.index((buffer * 2 + half) * PANELS + panel)
-            place = [token + half * TOKENS, head, panel * PANEL]
-            tma.async_copy_global_to_shared(q, place, full.index(buffer), piece)
-
-
-@gluon.jit
 def _producer(
-    q, pool, q_pieces, k_pieces, v_pieces, q_full, q_empty, k_full, k_empty, v_full, v_empty, tables, starts, lengths,
+    pool, k_pieces, v_pieces, k_full, k_empty, v_full, v_empty, tables, starts, lengths,
     works, tiles, pairs, table_stride, block_rows, layer_row, window,
     KV_HEADS: gl.constexpr, GROUP: gl.constexpr, HAS_WINDOW: gl.constexpr, BLOCK_SIZE: gl.constexpr,
-    M: gl.constexpr, N: gl.constexpr, D: gl.constexpr, STAGES: gl.constexpr, Q_TMA: gl.constexpr,
+    M: gl.constexpr, N: gl.constexpr, D: gl.constexpr, STAGES: gl.constexpr,
 ):  # fmt: skip
     """Brings the keys and values of every turn, as soon as both consumers are done with their buffer."""
     BLOCKS: gl.constexpr = N // BLOCK_SIZE
     base = 0
-    done = 0
     for work in range(gl.program_id(0), works, gl.num_programs(0)):
-        row, kv_head, lane, start, _count, length, last, _right, _left, turns = _span(
+        row, kv_head, _lane, _start, _count, length, last, _right, _left, turns = _span(
             work, tiles, pairs, starts, lengths, window, KV_HEADS, GROUP, HAS_WINDOW, M, N
         )
-        if Q_TMA:
-            if turns > 0:
-                mbarrier.wait(q_empty.index(done & 1), ((done // 2) & 1) ^ 1)
-                _fetch_queries(
-                    q, q_pieces, q_full, done & 1, start + lane // GROUP, kv_head * GROUP, GROUP, M, D
-                )
         table = tables + row.to(gl.int64) * table_stride
         used = (length - 1) // BLOCK_SIZE
         k_row = layer_row + kv_head * BLOCK_SIZE
@@ -332,13 +299,11 @@ def _producer(
             mbarrier.wait(v_empty.index(stage), phase ^ 1)
             _fetch(pool, v_pieces, v_full, stage, blocks, v_row, BLOCK_SIZE, N, D)
         base += turns
-        done += gl.minimum(turns, 1)
 
 
 @gluon.jit
 def _hopper_prefill(
     q,  # [T, H, D]
-    q_boxes,  # descriptor of q, boxes of [64 / G, G, 64]
     out,  # [T, H, D]
     pool,  # descriptor of the pool as [rows, D], boxes of [BLOCK_SIZE, 64]
     tables,  # [B, W] int32
@@ -365,13 +330,11 @@ def _hopper_prefill(
     N: gl.constexpr,
     STAGES: gl.constexpr,
     PING_PONG: gl.constexpr,
-    Q_TMA: gl.constexpr,
 ):
     kind: gl.constexpr = pool.dtype
     operand: gl.constexpr = gl.NVMMASharedLayout(128, 16, 2)
     PIECES: gl.constexpr = STAGES * (N // BLOCK_SIZE) * (D // PANEL)
-    q_pieces = gl.allocate_shared_memory(kind, [4 * (D // PANEL)] + q_boxes.block_type.shape, q_boxes.layout)
-    queries = q_pieces._reinterpret(kind, [4, M // 2, D], operand)  # two buffers of two halves
+    queries = gl.allocate_shared_memory(kind, [2, M // 2, D], operand)
     k_pieces = gl.allocate_shared_memory(kind, [PIECES, BLOCK_SIZE, PANEL], operand)
     v_pieces = gl.allocate_shared_memory(kind, [PIECES, BLOCK_SIZE, PANEL], operand)
     keys = k_pieces._reinterpret(kind, [STAGES, N, D], operand)
@@ -380,13 +343,9 @@ def _hopper_prefill(
     k_empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     v_full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     v_empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
-    q_full = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
-    q_empty = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
     order = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
     for half in gl.static_range(2):
         mbarrier.init(order.index(half), count=1)
-        mbarrier.init(q_full.index(half), count=1)
-        mbarrier.init(q_empty.index(half), count=2)
     for stage in gl.static_range(STAGES):
         mbarrier.init(k_full.index(stage), count=1)
         mbarrier.init(v_full.index(stage), count=1)
@@ -396,19 +355,19 @@ def _hopper_prefill(
     gl.warp_specialize(
         [
             (_consumer, (
-                0, q, out, queries, keys, values, q_full, q_empty, k_full, k_empty, v_full, v_empty, order, starts,
-                lengths, works, tiles, pairs, q_stride, out_stride, window, factor, cap, KV_HEADS, GROUP, HAS_CAP, HAS_WINDOW, M,
-                N, D, STAGES, PING_PONG, Q_TMA,
+                0, q, out, queries, keys, values, k_full, k_empty, v_full, v_empty, order, starts, lengths, works,
+                tiles, pairs, q_stride, out_stride, window, factor, cap, KV_HEADS, GROUP, HAS_CAP, HAS_WINDOW, M, N, D,
+                STAGES, PING_PONG,
             )),
             (_consumer, (
-                1, q, out, queries, keys, values, q_full, q_empty, k_full, k_empty, v_full, v_empty, order, starts,
-                lengths, works, tiles, pairs, q_stride, out_stride, window, factor, cap, KV_HEADS, GROUP, HAS_CAP, HAS_WINDOW, M,
-                N, D, STAGES, PING_PONG, Q_TMA,
+                1, q, out, queries, keys, values, k_full, k_empty, v_full, v_empty, order, starts, lengths, works,
+                tiles, pairs, q_stride, out_stride, window, factor, cap, KV_HEADS, GROUP, HAS_CAP, HAS_WINDOW, M, N, D,
+                STAGES, PING_PONG,
             )),
             (_producer, (
-                q_boxes, pool, q_pieces, k_pieces, v_pieces, q_full, q_empty, k_full, k_empty, v_full, v_empty, tables,
-                starts, lengths, works, tiles, pairs, table_stride, block_rows, layer_row, window, KV_HEADS, GROUP,
-                HAS_WINDOW, BLOCK_SIZE, M, N, D, STAGES, Q_TMA,
+                pool, k_pieces, v_pieces, k_full, k_empty, v_full, v_empty, tables, starts, lengths, works, tiles,
+                pairs, table_stride, block_rows, layer_row, window, KV_HEADS, GROUP, HAS_WINDOW, BLOCK_SIZE, M, N, D,
+                STAGES,
             )),
         ],
         [4, 1],
@@ -440,13 +399,10 @@ def hopper_prefill(
     dim, size = kv.head_dim, kv.block_size
     layout = gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=2)
     flat = kv.pool.view(-1, dim)
-    by_tma = group <= 64 and 64 % group == 0  # the tile's lanes are a box of q
-    box_heads = group if by_tma else 1
     tiles = triton.cdiv(max_count * group, BLOCK_M)
     works = tiles * kv.kv_heads * rows
     _hopper_prefill[(min(works, sm_count_of(q.device)),)](
         q,
-        TensorDescriptor.from_tensor(q, [64 // box_heads, box_heads, 64], replace(layout, rank=3)),
         out,
         TensorDescriptor.from_tensor(flat, [size, 64], layout),
         tables,
@@ -473,6 +429,5 @@ def hopper_prefill(
         N=BLOCK_N,
         STAGES=STAGES,
         PING_PONG=ping_pong,
-        Q_TMA=by_tma,
         num_warps=4,
     )
