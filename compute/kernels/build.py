@@ -52,7 +52,8 @@ def compiled(compiler: str, source: Path, defines: tuple[str, ...]) -> Path:
     cpu = Path("/proc/cpuinfo").read_text("utf8").partition("\n\n")[0]
     flags = next((line for line in cpu.splitlines() if line.startswith(("flags", "Features"))), "")
     command = [compiler, *FLAGS, *defines]
-    key = hashlib.sha256(repr((source.read_bytes(), version, flags, command)).encode()).hexdigest()
+    sources = [path.read_bytes() for path in sorted(source.parent.glob("*.c"))]  # they include each other
+    key = hashlib.sha256(repr((sources, version, flags, command)).encode()).hexdigest()
     target = cache_folder() / f"{source.stem}-{key[:32]}.so"
     if not target.exists():
         with tempfile.TemporaryDirectory(dir=target.parent) as scratch:

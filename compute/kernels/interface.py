@@ -3,13 +3,17 @@
 Shapes: T tokens of a step, N of them real, H query heads, K kv heads, D head_dim. `Pool` is the KV memory.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import Tensor
 
 from compute.batch import Batch
 from compute.model.rope import RotaryTable
+
+if TYPE_CHECKING:
+    from compute.model.layer import Layer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,6 +31,18 @@ class AttentionSpec:
     q_norm: Tensor | None  # [D] float32
     k_norm: Tensor | None
     norm_eps: float
+
+
+class Stack(Protocol):
+    """All layers of a step at once."""
+
+    def takes(self, step: Any) -> bool:
+        """Whether this step is one that it runs."""
+        ...
+
+    def __call__(self, h: Tensor, residual: Tensor, step: Any) -> Tensor:
+        """h [T, E]: the first norm's output; the last norm's comes back. residual [T, E] is changed in place."""
+        ...
 
 
 class Kernels(Protocol):
@@ -50,4 +66,10 @@ class Kernels(Protocol):
 
     def attend(self, spec: AttentionSpec, qkv: Tensor, step: Any) -> Tensor:
         """qkv [T, (H + 2K)·D] → [T, H·D]. Norms and rotates q and k, writes k and v to their slots, attends."""
+        ...
+
+    def stack(
+        self, layers: "Sequence[Layer]", next_norms: Sequence[Tensor], activation: str, eps: float
+    ) -> Stack | None:
+        """A faster way through all layers for some steps, if this device has one. next_norms: after each layer."""
         ...

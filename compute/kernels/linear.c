@@ -78,27 +78,29 @@ static void multiply(const uint16_t *x, const char *weights, float *sums, int64_
     _tile_stored(1, sums + 16, PANEL * 4);
 }
 
-/* x [m, k], weights packed [n, k], bias [n] or null, y [m, n]. */
-void linear(const uint16_t *x, const char *weights, const uint16_t *bias, uint16_t *y, int64_t m, int64_t n, int64_t k) {
+/* x [m, k], weights packed [n, k], bias [n] or null, y [m, n]. Shared among the threads of the calling region. */
+static void linear_part(const uint16_t *x, const char *weights, const uint16_t *bias, uint16_t *y, int64_t m, int64_t n, int64_t k) {
     int64_t chunk = n / PANEL / 32 + 1; /* dynamic: a thread whose core is taken for a moment holds nobody up */
-#pragma omp parallel
-    {
-        float sums[2 * ROWS * PANEL] __attribute__((aligned(64)));
-        int64_t configured = -1;
+    float sums[2 * ROWS * PANEL] __attribute__((aligned(64)));
+    int64_t configured = -1;
 #pragma omp for schedule(dynamic, chunk)
-        for (int64_t panel = 0; panel < n / PANEL; panel++)
-            for (int64_t at = 0; at < m; at += 2 * ROWS) {
-                int64_t rows = m - at < 2 * ROWS ? m - at : 2 * ROWS;
-                if (rows != configured) configure(rows < ROWS ? rows : ROWS, rows < ROWS ? 0 : rows - ROWS);
-                configured = rows;
-                multiply(x + at * k, weights + panel * PANEL * k * 2, sums, rows, k);
-                for (int64_t r = 0; r < rows; r++)
-                    for (int64_t i = 0; i < PANEL; i++)
-                        y[(at + r) * n + panel * PANEL + i] =
-                            rounded(sums[r * PANEL + i] + (bias ? widened(bias[panel * PANEL + i]) : 0.0f));
-            }
-        _tile_release();
-    }
+    for (int64_t panel = 0; panel < n / PANEL; panel++)
+        for (int64_t at = 0; at < m; at += 2 * ROWS) {
+            int64_t rows = m - at < 2 * ROWS ? m - at : 2 * ROWS;
+            if (rows != configured) configure(rows < ROWS ? rows : ROWS, rows < ROWS ? 0 : rows - ROWS);
+            configured = rows;
+            multiply(x + at * k, weights + panel * PANEL * k * 2, sums, rows, k);
+            for (int64_t r = 0; r < rows; r++)
+                for (int64_t i = 0; i < PANEL; i++)
+                    y[(at + r) * n + panel * PANEL + i] =
+                        rounded(sums[r * PANEL + i] + (bias ? widened(bias[panel * PANEL + i]) : 0.0f));
+        }
+    _tile_release();
+}
+
+void linear(const uint16_t *x, const char *weights, const uint16_t *bias, uint16_t *y, int64_t m, int64_t n, int64_t k) {
+#pragma omp parallel
+    linear_part(x, weights, bias, y, m, n, k);
 }
 
 /* Asks the kernel for the tile registers, for this process; 0 if it has them now. */

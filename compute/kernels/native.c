@@ -62,9 +62,12 @@ static void norm_row(const real *x, const float *weight, real *out, int64_t n, f
     for (int64_t i = 0; i < n; i++) out[i] = put(get(x[i]) * scale * weight[i]);
 }
 
+/* Functions ending in _part share their loop among the threads of the parallel region that calls them, and return
+ * when all are done: `decode.c` runs a whole model in one region. */
+
 /* residual += x unless x is null; out = norm(residual). All [rows, n]. */
-void add_norm(const real *x, real *residual, const float *weight, real *out, int64_t rows, int64_t n, float eps) {
-#pragma omp parallel for if (rows * n > PARALLEL_ELEMENTS)
+static void add_norm_part(const real *x, real *residual, const float *weight, real *out, int64_t rows, int64_t n, float eps) {
+#pragma omp for schedule(static)
     for (int64_t row = 0; row < rows; row++) {
         real *sum = residual + row * n;
         if (x)
@@ -73,9 +76,14 @@ void add_norm(const real *x, real *residual, const float *weight, real *out, int
     }
 }
 
+void add_norm(const real *x, real *residual, const float *weight, real *out, int64_t rows, int64_t n, float eps) {
+#pragma omp parallel if (rows * n > PARALLEL_ELEMENTS)
+    add_norm_part(x, residual, weight, out, rows, n, eps);
+}
+
 /* x [rows, 2n] -> out [rows, n]: activation(left half) * right half. */
-void gate(const real *x, real *out, int64_t rows, int64_t n, int64_t kind) {
-#pragma omp parallel for if (rows * n > PARALLEL_ELEMENTS / 4)
+static void gate_part(const real *x, real *out, int64_t rows, int64_t n, int64_t kind) {
+#pragma omp for schedule(static)
     for (int64_t row = 0; row < rows; row++) {
         const real *left = x + row * 2 * n, *right = left + n;
         real *to = out + row * n;
@@ -92,6 +100,11 @@ void gate(const real *x, real *out, int64_t rows, int64_t n, int64_t kind) {
                 to[i] = put(u / (1.0f + exponential(-2.0f * inner)) * get(right[i]));
             }
     }
+}
+
+void gate(const real *x, real *out, int64_t rows, int64_t n, int64_t kind) {
+#pragma omp parallel if (rows * n > PARALLEL_ELEMENTS / 4)
+    gate_part(x, out, rows, n, kind);
 }
 
 typedef struct {
@@ -148,7 +161,7 @@ typedef float lanes __attribute__((vector_size(64)));
 enum { LANES = 16, MOST_GROUP = 64, MANY_ROWS = 8 };
 
 #ifdef BFLOAT16
-static inline lanes widened(const real *x) {
+static inline lanes lanes_of(const real *x) {
     typedef uint16_t narrow __attribute__((vector_size(32)));
     typedef uint32_t wide __attribute__((vector_size(64)));
     narrow bits;
@@ -156,7 +169,7 @@ static inline lanes widened(const real *x) {
     return (lanes)(__builtin_convertvector(bits, wide) << 16);
 }
 #else
-static inline lanes widened(const real *x) {
+static inline lanes lanes_of(const real *x) {
     lanes y;
     memcpy(&y, x, sizeof y);
     return y;
@@ -188,7 +201,7 @@ scores_of(const Layer *l, int64_t group, int64_t dim, const float *q, const real
     for (int64_t j = 0; j < n; j++) {
         lanes sum[MOST_GROUP] = {0};
         for (int64_t i = 0; i < dim; i += LANES) {
-            lanes key = widened(keys + j * dim + i);
+            lanes key = lanes_of(keys + j * dim + i);
             for (int64_t g = 0; g < group; g++) sum[g] += key * loaded(q + g * dim + i);
         }
         for (int64_t g = 0; g < group; g++) {
@@ -219,7 +232,7 @@ mix(int64_t group, int64_t dim, const float *score, const real *values, int64_t 
         lanes sum[MOST_GROUP];
         for (int64_t g = 0; g < group; g++) sum[g] = loaded(acc + g * dim + i);
         for (int64_t j = 0; j < n; j++) {
-            lanes value = widened(values + j * dim + i);
+            lanes value = lanes_of(values + j * dim + i);
             for (int64_t g = 0; g < group; g++) sum[g] += value * score[g * slots + j];
         }
         for (int64_t g = 0; g < group; g++) memcpy(acc + g * dim + i, &sum[g], sizeof sum[g]);
@@ -285,14 +298,16 @@ static void attend_row(const Layer *l, const Step *s, const real *qkv, real *out
 }
 
 /* One layer: every token is placed, then the decode rows attend. Rows of out beyond them are left alone. */
-void attend(const Layer *l, const Step *s, real *qkv, const float *cos, const float *sin, real *out) {
+static void attend_part(const Layer *l, const Step *s, real *qkv, const float *cos, const float *sin, real *out) {
     int64_t parts = s->decode < MANY_ROWS ? l->kv_heads : 1, share = l->kv_heads / parts; /* tasks a row */
-#pragma omp parallel
-    {
 #pragma omp for schedule(static)
-        for (int64_t t = 0; t < s->tokens; t++) place(l, s, qkv, cos, sin, t);
+    for (int64_t t = 0; t < s->tokens; t++) place(l, s, qkv, cos, sin, t);
 #pragma omp for schedule(dynamic)
-        for (int64_t task = 0; task < s->decode * parts; task++)
-            attend_row(l, s, qkv, out, task / parts, task % parts * share, (task % parts + 1) * share);
-    }
+    for (int64_t task = 0; task < s->decode * parts; task++)
+        attend_row(l, s, qkv, out, task / parts, task % parts * share, (task % parts + 1) * share);
+}
+
+void attend(const Layer *l, const Step *s, real *qkv, const float *cos, const float *sin, real *out) {
+#pragma omp parallel
+    attend_part(l, s, qkv, cos, sin, out);
 }

@@ -5,48 +5,36 @@ the pool in place instead of gathering it. Chunks of a prompt attend by torch.
 """
 
 import ctypes
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 from torch import Tensor
 
 from compute.batch import Batch
 from compute.kernels.build import library
-from compute.kernels.interface import AttentionSpec
+from compute.kernels.interface import AttentionSpec, Stack
+from compute.kernels.native_args import StepArgs, layer_args
+from compute.kernels.native_decode import decode_stack
 from compute.kernels.torch_cpu import TorchKernels, attend_group, gather, window_of
 from compute.kernels.torch_cpu import Window as TorchWindow
 from compute.model.rope import RotaryTable
+
+if TYPE_CHECKING:
+    from compute.model.layer import Layer
 
 DEFINES: Final = {torch.bfloat16: ("-DBFLOAT16",), torch.float32: ()}
 GATES: Final = {"silu": 0, "gelu_tanh": 1}
 MAX_STACK_FLOATS: Final = 65_536  # of one task's queries: G · D
 
 
-class _Layer(ctypes.Structure):
-    _fields_ = [
-        *[(name, ctypes.c_int64) for name in ("layer", "heads", "kv_heads", "dim", "window")],
-        *[(name, ctypes.c_float) for name in ("scale", "softcap", "eps", "unused")],
-        *[(name, ctypes.c_void_p) for name in ("q_norm", "k_norm")],
-    ]
-
-
-class _Step(ctypes.Structure):
-    _fields_ = [
-        ("pool", ctypes.c_void_p),
-        *[(name, ctypes.c_int64) for name in ("layers", "slots", "tokens", "padded")],
-        *[(name, ctypes.c_void_p) for name in ("write_blocks", "write_slots")],
-        *[(name, ctypes.c_int64) for name in ("decode", "table_width")],
-        *[(name, ctypes.c_void_p) for name in ("tables", "lengths")],
-    ]
-
-
 @dataclass(frozen=True, slots=True)
 class Step:
     batch: Batch
     pool: Tensor
-    pointer: Any  # of the _Step
+    pointer: Any  # of the StepArgs
     keep: tuple[Any, ...]  # what is pointed into
     angles: dict[RotaryTable, tuple[int, int]]  # addresses of cos and sin
     chunks: dict[int | None, list[TorchWindow]]
@@ -59,7 +47,7 @@ class NativeKernels:
     def __init__(self, library: ctypes.CDLL) -> None:
         self.torch = TorchKernels()
         self.library = library
-        self.layers: dict[int, Any] = {}  # pointers to a _Layer each
+        self.layers: dict[int, Any] = {}  # pointers to LayerArgs
 
     def norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         x = x.contiguous()
@@ -86,7 +74,7 @@ class NativeKernels:
     def prepare(self, batch: Batch, pool: Tensor, specs: list[AttentionSpec]) -> Step:
         decode = batch.groups[0] if batch.groups[0].width == 1 else None
         chunks = [group for group in batch.groups if group is not decode]
-        args = _Step(
+        args = StepArgs(
             pool=pool.data_ptr(),
             layers=pool.shape[1],
             slots=pool.shape[4],
@@ -128,20 +116,13 @@ class NativeKernels:
         for window in step.chunks[spec.window]:
             attend_group(spec, q, gather(step.pool, spec, window), window, out)
 
+    def stack(
+        self, layers: Sequence["Layer"], next_norms: Sequence[Tensor], activation: str, eps: float
+    ) -> Stack | None:
+        return decode_stack(layers, next_norms, GATES.get(activation), eps)
+
     def _layer(self, spec: AttentionSpec) -> Any:
-        layer = _Layer(
-            layer=spec.layer,
-            heads=spec.num_heads,
-            kv_heads=spec.num_kv_heads,
-            dim=spec.head_dim,
-            window=spec.window or 0,
-            scale=spec.scale,
-            softcap=spec.softcap or 0.0,
-            eps=spec.norm_eps,
-            q_norm=None if spec.q_norm is None else spec.q_norm.data_ptr(),
-            k_norm=None if spec.k_norm is None else spec.k_norm.data_ptr(),
-        )
-        return self.layers.setdefault(spec.layer, ctypes.byref(layer))
+        return self.layers.setdefault(spec.layer, ctypes.byref(layer_args(spec)))
 
 
 @cache

@@ -8,7 +8,7 @@ whatever else is in the step.
 """
 
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -77,6 +77,9 @@ class TorchKernels:
             kv = gather(step.pool, spec, window)
             attend_group(spec, qkv[:, :heads], kv, window, out)
         return out
+
+    def stack(self, layers: Any, next_norms: Any, activation: str, eps: float) -> None:
+        """None: layer by layer is all there is."""
 
     def rotate(self, spec: AttentionSpec, qkv: Tensor, step: Step) -> None:
         """Norms and rotates q and k [T, H + K, D] in place."""

@@ -8,34 +8,19 @@ each step; the model owns weights only.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from compute.batch import Batch
 from compute.kernels.interface import AttentionSpec, Kernels
+from compute.model.layer import Layer
 from compute.model.linear import Linear, make_linear
 from compute.model.rope import RotaryTable
 from compute.model_config import ModelConfig
 from compute.weights import Source
 
 Progress = Callable[[int, int], None]  # layers done, layers in all
-
-
-@dataclass(frozen=True, slots=True)
-class Layer:
-    """One layer's weights. Post norms are None where the family has none."""
-
-    spec: AttentionSpec
-    attention_norm: Tensor
-    qkv: Linear  # [E] → [(H + 2K)·D]
-    output: Linear
-    post_attention_norm: Tensor | None
-    mlp_norm: Tensor
-    gate_up: Linear  # [E] → [2F]
-    down: Linear
-    post_mlp_norm: Tensor | None
 
 
 class Decoder:
@@ -57,6 +42,8 @@ class Decoder:
         self.final_norm = loader.norm("norm", config.hidden_size)
         self.head = loader.head(self.embedding)
         self.specs = [layer.spec for layer in self.layers]
+        self.next_norms = [layer.attention_norm for layer in self.layers[1:]] + [self.final_norm]
+        self.stack = kernels.stack(self.layers, self.next_norms, config.activation, config.norm_eps)
         scaled = config.family.scaled_embedding
         self.embedding_scale = torch.tensor(config.hidden_size**0.5, dtype=self.dtype) if scaled else None
 
@@ -68,8 +55,9 @@ class Decoder:
             x.mul_(self.embedding_scale)
         step = kernels.prepare(batch, pool, self.specs)
         h = kernels.norm(x, self.layers[0].attention_norm, eps)
-        following = [layer.attention_norm for layer in self.layers[1:]] + [self.final_norm]
-        for layer, next_norm in zip(self.layers, following, strict=True):
+        if self.stack is not None and self.stack.takes(step):
+            return self.stack(h, x, step)
+        for layer, next_norm in zip(self.layers, self.next_norms, strict=True):
             h = layer.output(kernels.attend(layer.spec, layer.qkv(h), step))
             if layer.post_attention_norm is not None:
                 h = kernels.norm(h, layer.post_attention_norm, eps)
