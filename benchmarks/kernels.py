@@ -38,8 +38,8 @@ HEADS = {
 
 def decode_launches(paged: Paged) -> tuple[list[Launch], torch.Tensor]:
     shape, out = paged.shape, torch.empty_like(paged.queries)
-    splits = split_count(shape.rows, shape.kv_heads, shape.tokens, sm_count_of(out.device))
     group = shape.heads // shape.kv_heads
+    splits = split_count(shape.rows, shape.kv_heads, group, shape.tokens, sm_count_of(out.device))
     scratch = Scratch.allocate(shape.rows, splits, paged.layer(0), group) if splits > 1 else None
 
     def launch(layer: KVLayer) -> None:

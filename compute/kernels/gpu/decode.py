@@ -23,9 +23,12 @@ from compute.kernels.gpu.layer import KVLayer, Scores, check_queries, check_tabl
 from compute.kernels.gpu.scores import base2_scores
 
 MAX_SPLITS: Final = 128
-MIN_SPLIT_TOKENS: Final = 128
+MIN_SPLIT_TOKENS: Final = 64
 PROGRAMS_PER_SM: Final = 5  # at most; more splits only cost their merge
 ENOUGH_BUSY: Final = 0.9
+MERGE_TURN: Final = 16  # splits that one turn of the merge takes at G = 4, D = 128
+MERGE_COST: Final = 0.05  # of the SMs' time, for such a turn
+WIDE_GROUP: Final = 16  # above, a program has so much arithmetic that it wants an SM for itself
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +93,7 @@ def _merge(
         total = total * old + tl.sum(weight, 0)
         acc = acc * old[:, None] + tl.sum(part * weight[:, :, None], 0)
         top = new_top
-    return acc / total[:, None]
+    return acc / tl.maximum(total, 1.0e-30)[:, None]
 
 
 @triton.jit
@@ -213,24 +216,29 @@ def _decode(
         tl.store(answer + heads[:, None] * D + dims[None, :], acc.to(out.dtype.element_ty), mask=query_mask)
 
 
-def split_count(rows: int, kv_heads: int, longest: int, sm_count: int) -> int:
+def split_count(rows: int, kv_heads: int, group: int, longest: int, sm_count: int) -> int:
     """Splits of a row that keep every SM busy to the end: none where the rows alone do, none under MIN_SPLIT_TOKENS."""
     pairs = max(rows * kv_heads, 1)
 
     def busy(splits: int) -> float:
-        """Share of the SMs' time that has work, as programs of equal length run in turns."""
-        return pairs * splits / (sm_count * -(-pairs * splits // sm_count))
+        """Share of the SMs' time that has work, as programs of equal length run in turns; less the merge."""
+        share = pairs * splits / (sm_count * -(-pairs * splits // sm_count))
+        return share - MERGE_COST * -(-splits // MERGE_TURN)
 
-    if busy(1) >= ENOUGH_BUSY:
+    if busy(1) + MERGE_COST >= ENOUGH_BUSY:
         return 1
     most = max(min(-(-longest // MIN_SPLIT_TOKENS), PROGRAMS_PER_SM * sm_count // pairs, MAX_SPLITS), 1)
-    least = min(-(-3 * sm_count // (2 * pairs)), most)  # two programs of an SM hide each other's first loads
+    # Two programs of an SM hide each other's first loads.
+    wanted = sm_count * 9 // 10 if group > WIDE_GROUP else sm_count * 3 // 2
+    least = min(-(-wanted // pairs), most)
     return max(range(least, most + 1), key=lambda splits: (busy(splits), -splits))
 
 
-def tile_for(head_dim: int, programs: int, splits: int, sm_count: int) -> Tile:
+def tile_for(head_dim: int, group: int, programs: int, splits: int, sm_count: int) -> Tile:
     """The fastest of benchmarks/kernel_sweep.py on an H200: as many loads in flight an SM, whatever the programs."""
-    if splits > 1:
+    if group > WIDE_GROUP:
+        tile = Tile(128, 4, 3)
+    elif splits > 1:
         tile = Tile(64, 2, 3)
     elif programs <= sm_count:
         tile = Tile(128, 8, 3)
@@ -270,7 +278,7 @@ def decode(
         require(
             scratch.outputs.shape[0] >= rows and scratch.outputs.shape[1:] == wanted, "scratch does not fit"
         )
-    tile = tile or tile_for(kv.head_dim, rows * kv.kv_heads, splits, sm_count_of(q.device))
+    tile = tile or tile_for(kv.head_dim, group, rows * kv.kv_heads, splits, sm_count_of(q.device))
     block_d = triton.next_power_of_2(kv.head_dim)
     merge_g = triton.next_power_of_2(group)
     _decode[(splits, kv.kv_heads, rows)](

@@ -1,0 +1,110 @@
+"""The GPU's kernels behind the decoder's seam give what torch's give, over mixed steps of decode rows and chunks."""
+
+import pytest
+import torch
+
+from compute.batch import build
+from compute.kernels.cuda import CudaKernels
+from compute.kernels.interface import AttentionSpec
+from compute.kernels.torch_cpu import TorchKernels
+from compute.model.hf_config import Rope
+from compute.model.rope import RotaryTable
+from compute.plan import StepPlan, StepRow
+from compute.request import SamplingParams
+from kvmanager.messages import SequenceId
+
+BLOCK = 16
+
+
+def row(start: int, count: int, blocks: list[int]) -> StepRow:
+    return StepRow(
+        sequence=SequenceId(bytes([blocks[0]]) * 16),
+        epoch=1,
+        token_ids=[7] * count,
+        start=start,
+        blocks=blocks,
+        sample=True,
+        history=(),
+        prompt_len=start + count,
+        sampling=SamplingParams(),
+    )
+
+
+def spec(device: torch.device, *, window: int | None, normed: bool, softcap: float | None) -> AttentionSpec:
+    weights = torch.rand(2, 64, device=device) + 0.5
+    return AttentionSpec(
+        layer=1,
+        num_heads=4,
+        num_kv_heads=2,
+        head_dim=64,
+        scale=0.125,
+        softcap=softcap,
+        window=window,
+        rope=RotaryTable(Rope(kind="default", theta=10_000.0), 64, device),
+        q_norm=weights[0] if normed else None,
+        k_norm=weights[1] if normed else None,
+        norm_eps=1e-6,
+    )
+
+
+def relative(answer: torch.Tensor, exact: torch.Tensor) -> float:
+    return float((answer.double() - exact.double()).norm() / exact.double().norm())
+
+
+PLANS = {
+    "decode": [row(40, 1, [3, 1, 8]), row(299, 1, list(range(20, 39))), row(0, 1, [9])],
+    "chunks": [row(0, 35, [4, 2, 7]), row(16, 20, [11, 12, 13]), row(100, 2, list(range(40, 47)))],
+    "mixed": [
+        row(0, 50, [4, 2, 7, 5]),
+        row(40, 1, [3, 1, 8]),
+        row(16, 3, [11, 12]),
+        row(299, 1, list(range(20, 39))),
+    ],
+}
+
+
+@pytest.mark.parametrize("plan", list(PLANS), ids=str)
+@pytest.mark.parametrize(
+    ("window", "normed", "softcap"), [(None, False, None), (24, True, None), (None, True, 9.0)]
+)
+def test_a_step_attends_as_torch_does(
+    plan: str, window: int | None, normed: bool, softcap: float | None, device: torch.device
+) -> None:
+    batch = build(StepPlan(number=1, rows=PLANS[plan]), BLOCK, device)
+    attention = spec(device, window=window, normed=normed, softcap=softcap)
+    pool = torch.randn(50, 2, 2, 2, BLOCK, 64, device=device).half()
+    qkv = torch.randn(len(batch.token_ids), 8 * 64, device=device).half()
+    answers, pools = [], []
+    for kernels in (CudaKernels(), TorchKernels()):
+        mine = pool.clone()
+        step = kernels.prepare(batch, mine, [attention])
+        answers.append(kernels.attend(attention, qkv.clone(), step)[: batch.num_tokens])
+        pools.append(mine)
+    assert relative(answers[0], answers[1]) < 5e-3
+    assert relative(pools[0], pools[1]) < 1e-3
+
+
+def test_a_scratch_serves_steps_of_other_sizes(device: torch.device) -> None:
+    kernels = CudaKernels()
+    attention = spec(device, window=None, normed=False, softcap=None)
+    pool = torch.randn(50, 2, 2, 2, BLOCK, 64, device=device).half()
+    rows = [row(299, 1, list(range(20, 39))), row(250, 1, list(range(16))), row(299, 1, list(range(30, 49)))]
+    for count in (1, 3, 2):
+        batch = build(StepPlan(number=1, rows=rows[:count]), BLOCK, device)
+        qkv = torch.randn(len(batch.token_ids), 8 * 64, device=device).half()
+        mine, theirs = pool.clone(), pool.clone()
+        answer = kernels.attend(attention, qkv.clone(), kernels.prepare(batch, mine, [attention]))
+        plain = TorchKernels()
+        exact = plain.attend(attention, qkv.clone(), plain.prepare(batch, theirs, [attention]))
+        assert relative(answer[:count], exact[:count]) < 5e-3
+
+
+def test_norms_and_gates_are_the_seam_s(device: torch.device) -> None:
+    mine, plain = CudaKernels(), TorchKernels()
+    x, residual = torch.randn(2, 5, 256, device=device).half().unbind()
+    weight = torch.rand(256, device=device) + 0.5
+    assert relative(mine.norm(x, weight, 1e-5), plain.norm(x, weight, 1e-5)) < 2e-3
+    added = [kernels.add_norm(x, residual.clone(), weight, 1e-5) for kernels in (mine, plain)]
+    assert relative(added[0], added[1]) < 2e-3
+    for activation in ("silu", "gelu_tanh", "gelu"):
+        assert relative(mine.gate(x, activation), plain.gate(x, activation)) < 2e-3
