@@ -4,7 +4,9 @@ The kernels are `compute.kernels.gpu`'s. A step's tables and lengths travel in o
 sequences by how many rows there are; chunks go to the Hopper prefill where the GPU and the pool allow it.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -18,7 +20,10 @@ from compute.kernels.gpu.layer import KVLayer, Scores
 from compute.kernels.gpu.norm import add_norm
 from compute.kernels.gpu.prefill import prefill
 from compute.kernels.gpu.rope_kv_write import rope_kv_write
-from compute.kernels.interface import AttentionSpec
+from compute.kernels.interface import AttentionSpec, Stack
+
+if TYPE_CHECKING:
+    from compute.model.layer import Layer
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +69,11 @@ class CudaKernels:
 
     def gate(self, x: Tensor, activation: str) -> Tensor:
         return gate(x, activation)
+
+    def stack(
+        self, layers: "Sequence[Layer]", next_norms: Sequence[Tensor], activation: str, eps: float
+    ) -> Stack | None:
+        return None
 
     def prepare(self, batch: Batch, pool: Tensor, specs: list[AttentionSpec]) -> Step:
         singles = [group for group in batch.groups if group.width == 1]
