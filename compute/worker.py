@@ -131,7 +131,8 @@ class Worker:
         self._say(outcome)
 
     def _rest(self) -> None:
-        tick = self.scheduler.next_tick_ns()
+        held_back = self._unacked >= MAX_UNACKED  # only an answer helps
+        tick = None if held_back else self.scheduler.next_tick_ns()
         self._take(None if tick is None else max(0.001, (tick - time.monotonic_ns()) / 1e9))
 
     # ------------------------------------------------------------------------------------------- out

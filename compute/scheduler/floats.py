@@ -64,7 +64,8 @@ class Float:
         self._dry = False
 
     def next_retry_ns(self) -> int | None:
-        return self._retry_at_ns if self._dry or self._remembered else None
+        """When `order` may have something to ask again; None while it waits for an answer."""
+        return self._retry_at_ns if self._asked is None and (self._dry or self._remembered) else None
 
     def target(self, tokens_per_second: float, decoding: int, chunk_blocks: int) -> int:
         """Blocks to hold."""
@@ -92,8 +93,6 @@ class Float:
             return 0
         return target - len(self._free)
 
-    def surplus(self, target: int) -> list[BlockRef]:
-        """Blocks above twice the target: a little more than needed is not worth a message."""
-        if len(self._free) <= 2 * target:
-            return []
-        return [self._free.pop() for _ in range(len(self._free) - target)]
+    def all(self) -> list[BlockRef]:
+        """Gives up every block."""
+        return self.take(len(self._free))

@@ -43,10 +43,11 @@ class Scheduler:
         self._limits = limits
         self._roster = Roster()
         self._float = Float(limits.num_blocks, limits.block_size)
-        self._idle_chunk = min(limits.blocks_for(limits.max_num_batched_tokens), self._float.cap)
+        self._first_chunk = min(limits.blocks_for(limits.max_num_batched_tokens), self._float.cap)
         self._waits = Waits()
         self._batch = Batch()
         self._started_ns = 0
+        self._rehearsing = True  # until the first plan
         self._draining = False
 
     @property
@@ -155,11 +156,10 @@ class Scheduler:
     def _committed(self, message: Commit, refusals: ListLike[Refusal]) -> None:
         if any(entry.blocks for entry in message.entries):
             self._float.retry()
-        if refusals:
-            entries = {entry.sequence: entry for entry in message.entries}
-            for refusal in refusals:
-                if refusal.sequence in entries:
-                    self._entry_refused(entries[refusal.sequence], refusal)
+        entries = {entry.sequence: entry for entry in message.entries} if refusals else {}
+        for refusal in refusals:
+            if refusal.sequence in entries:
+                self._entry_refused(entries[refusal.sequence], refusal)
 
     def _entry_refused(self, entry: CommitEntry, refusal: Refusal) -> None:
         """The record stands where the first refused entry began, and that entry's blocks are still float."""
@@ -172,13 +172,13 @@ class Scheduler:
             return
         del sequence.tokens[entry.base_recorded :]
         sequence.kv_len = entry.base_kv
-        error = KvError(f"the daemon refused a commit: {refusal.message}")
-        self._roster.fail(sequence, error, refusal.code)
+        self._roster.fail(sequence, KvError(f"the daemon refused a commit: {refusal.message}"), refusal.code)
 
     # ------------------------------------------------------------------------------------------- steps
 
     def plan(self, now_ns: int) -> StepPlan | None:
         """The next step; None if nothing can run now."""
+        self._rehearsing = False
         self._batch = compose(self._roster.running, self._float, self._reserve(), self._limits)
         if not self._batch.rows:
             if self._roster.running:
@@ -202,25 +202,24 @@ class Scheduler:
 
     def orders(self, now_ns: int) -> list[Numbered]:
         """What to send before the step runs: for blocks first, then for rows of those whose turn it is."""
-        starving = self._batch.starving
-        grant = self._float.order(self._target(), self._batch.short, now_ns, starving=starving)
-        orders: list[Numbered] = [] if grant is None else [grant]
-        roster = self._roster
-        # A row opened now would take the blocks that a starving step is waiting for.
-        while not starving and roster.opening + len(roster.running) < self._limits.max_running:
-            order = roster.open_next(now_ns)
-            if order is None:
-                break
-            orders.append(order)
-        return orders
+        opens: list[Numbered] = []
+        while self._may_open() and (order := self._roster.open_next(now_ns)) is not None:
+            opens.append(order)
+        batch = self._batch
+        grant = self._float.order(self._target(), batch.short, now_ns, starving=batch.starving)
+        return opens if grant is None else [grant, *opens]
+
+    def _may_open(self) -> bool:
+        """A row opened now would take the blocks that a starving step is waiting for."""
+        open_rows = self._roster.opening + len(self._roster.running)
+        return open_rows < self._limits.max_running and not self._batch.starving
 
     def advance(self, plan: StepPlan, result: StepResult, now_ns: int) -> Outcome:
         """The step is done: what to commit, and what may be shown after that."""
         batch, self._batch = self._batch, Batch()
         assert plan.rows is batch.rows, "results of another plan"
-        for sequence, row, taken, got in zip(
-            batch.sequences, batch.rows, batch.taken, result.rows, strict=True
-        ):
+        parts = zip(batch.sequences, batch.rows, batch.taken, result.rows, strict=True)
+        for sequence, row, taken, got in parts:
             if got.error is None:
                 self._apply(sequence, row, taken, got, now_ns)
             else:
@@ -231,9 +230,9 @@ class Scheduler:
         return self._outcome()
 
     def settle(self) -> Outcome:
-        """A boundary without a step: what was decided since the last one. Idle, it gives surplus float back."""
-        if self.idle:
-            self._roster.said.blocks.extend(self._float.surplus(self._idle_chunk))
+        """A boundary without a step: what was decided since the last one. Who runs nothing holds no float."""
+        if not self._roster.running and not self._expecting():
+            self._roster.said.blocks.extend(self._float.all())
         if self._roster.said.entries:
             self.progress.step += 1
         return self._outcome()
@@ -241,15 +240,14 @@ class Scheduler:
     def next_tick_ns(self) -> int | None:
         """When to come back although nothing arrived: a Wait or a short Grant is tried again."""
         blocks = self._float.next_retry_ns() if self._roster.running else None
-        times = [time for time in (self._roster.waiting.next_retry_ns(), blocks) if time is not None]
-        return min(times, default=None)
+        rows = self._roster.waiting.next_retry_ns() if self._may_open() else None
+        return min((time for time in (rows, blocks) if time is not None), default=None)
 
     # ----------------------------------------------------------------------------------------- details
 
     def _launch(self, now_ns: int) -> None:
         self._started_ns = now_ns
-        waited = self._waits.launch(now_ns)
-        self.progress.launched(waited, self._waits)
+        self.progress.launched(self._waits.launch(now_ns), self._waits)
         for sequence in self._batch.sequences:
             sequence.stepping(now_ns)
 
@@ -276,8 +274,7 @@ class Scheduler:
     def _outcome(self) -> Outcome:
         outcome = self._roster.take(self.progress.step)
         progress, roster = self.progress, self._roster
-        progress.running = len(roster.running)
-        progress.waiting = len(roster.live) - progress.running
+        progress.running, progress.waiting = len(roster.running), len(roster.live) - len(roster.running)
         progress.float_blocks = len(self._float)
         return outcome
 
@@ -288,12 +285,16 @@ class Scheduler:
         """Blocks that prefill leaves to decodes."""
         return self._float.reserve(self.progress.tokens_per_second, self._decoding())
 
+    def _expecting(self) -> bool:
+        """A step comes soon: the rehearsal, or that of a row on its way which was not refused for want of blocks."""
+        return self._rehearsing or (self._roster.opening > 0 and not self._roster.waiting.holding)
+
     def _target(self) -> int:
-        """Idle, only the first chunk of the next request: the same that `settle` leaves, or both would fight."""
+        """Blocks to hold: nobody's while others may wait for them, a first chunk while a row is on its way."""
         running = self._roster.running
         if not running:
-            return self._idle_chunk
+            return self._first_chunk if self._expecting() else 0
         pending = sum(sequence.remaining for sequence in running if sequence.remaining > 1)
         chunk = self._limits.blocks_for(min(pending, self._limits.max_num_batched_tokens))
-        rate = self.progress.tokens_per_second
-        return self._float.target(rate, self._decoding(), max(chunk, self._idle_chunk))
+        chunk = max(chunk, self._first_chunk)
+        return self._float.target(self.progress.tokens_per_second, self._decoding(), chunk)

@@ -8,7 +8,7 @@ from bisect import insort
 from collections.abc import Iterator
 from operator import attrgetter
 
-from compute.scheduler.sequence import Sequence
+from compute.scheduler.sequence import Phase, Sequence
 
 RETRY_NS = 100_000_000
 _key = attrgetter("key")
@@ -49,8 +49,15 @@ class Waiting:
         """Blocks came free: the held one may be tried now."""
         self._retry_at_ns = 0
 
+    @property
+    def holding(self) -> bool:
+        """Somebody who got Wait holds the line."""
+        return self._held is not None
+
     def next_retry_ns(self) -> int | None:
-        return None if self._held is None else self._retry_at_ns
+        """When the held one may be tried again; None while it is being tried."""
+        waits = self._held is not None and self._held.phase is Phase.WAITING
+        return self._retry_at_ns if waits else None
 
     def next(self, now_ns: int) -> Sequence | None:
         """Who may be opened now, if anyone."""

@@ -64,12 +64,10 @@ def test_a_starving_grant_asks_for_what_the_step_lacks_and_is_remembered() -> No
     assert one.order(10, 2, 3, starving=True) == Grant(count=2, starving=True)
 
 
-def test_only_a_large_surplus_is_given_back() -> None:
-    """A little more than needed is not worth a message."""
-    assert filled(8).surplus(4) == []
-    one = filled(9)
-    assert len(one.surplus(4)) == 5
-    assert len(one) == 4
+def test_it_gives_up_everything() -> None:
+    one = filled(11)
+    assert len(one.all()) == 11
+    assert len(one) == 0
 
 
 def test_what_was_taken_for_a_failed_row_comes_back_first() -> None:

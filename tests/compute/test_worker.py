@@ -18,7 +18,7 @@ from holdfast.rundir import RunDir
 from kvmanager.client import AttachSpec, DaemonLink, attach
 from kvmanager.errors import Conflict, KvError
 from kvmanager.messages import Acked, Commit, FinishReason, Numbered, Release, WorkerState
-from tests.support.scheduling import SESSION, Pair, expected_output, make_request, next_token
+from tests.support.scheduling import Pair, expected_output, make_request, next_token
 from tests.support.worker_process import DEADLINE_S, Service, service
 
 
@@ -73,7 +73,7 @@ class Rig:
 
     def send(self, message: Numbered) -> None:
         self.number += 1
-        for outgoing in self.pair.state.apply(SESSION, self.number, message, time.monotonic_ns()):
+        for outgoing in self.pair.state.apply(self.pair.session, self.number, message, time.monotonic_ns()):
             reply = outgoing.reply
             if isinstance(reply, Acked):
                 assert isinstance(message, Commit | Release)

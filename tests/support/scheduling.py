@@ -31,7 +31,6 @@ from kvmanager.state import KvState
 
 VOCAB = 64
 EOS = 1
-SESSION = SessionId(b"s" * 16)
 STEP_NS = 10_000_000
 
 
@@ -81,8 +80,14 @@ class Pair:
     """`turn` is one boundary and perhaps one step; `deliver` moves messages both ways."""
 
     def __init__(
-        self, num_blocks: int = 16, block_size: int = 4, max_num_seqs: int = 4, max_tokens: int = 16
+        self,
+        num_blocks: int = 16,
+        block_size: int = 4,
+        max_num_seqs: int = 4,
+        max_tokens: int = 16,
+        beside: "Pair | None" = None,
     ) -> None:
+        """`beside`: another worker of the same pool, made with the same numbers."""
         self.limits = Limits(
             max_num_seqs=max_num_seqs,
             max_num_batched_tokens=max_tokens,
@@ -105,8 +110,14 @@ class Pair:
             vocab_size=VOCAB,
             nonce=bytes(16),
         )
-        self.state = KvState.create(bytearray(MetaLayout(spec).total_bytes), spec, 0)
-        self.state.attach(SESSION, worker_id="w", endpoint="e", pid=1, start_time=1, now_ns=0)
+        if beside is None:
+            self.state = KvState.create(bytearray(MetaLayout(spec).total_bytes), spec, 0)
+            self.workers: dict[SessionId, Pair] = {}
+        else:
+            self.state, self.workers = beside.state, beside.workers
+        self.session = SessionId(bytes([len(self.workers)]) * 16)
+        self.workers[self.session] = self
+        self.state.attach(self.session, worker_id="w", endpoint="e", pid=1, start_time=1, now_ns=0)
         self.scheduler = Scheduler(self.limits)
         self.now = 1_000_000_000
         self.number = 0
@@ -167,8 +178,8 @@ class Pair:
         for _ in range(min(up, len(self.up))):
             number, message, events = self.up.popleft()
             self.sent[number] = (message, events)
-            for outgoing in self.state.apply(SESSION, number, message, self.now):
-                self.down.append((outgoing.number, outgoing.reply))
+            for outgoing in self.state.apply(self.session, number, message, self.now):
+                self.workers[outgoing.session].down.append((outgoing.number, outgoing.reply))
             self.max_float = max(self.max_float, self.state.counts().granted)
         for _ in range(min(down, len(self.down))):
             self._hear(*self.down.popleft())
