@@ -5,7 +5,8 @@ GAP_NS to anybody's silence, so that a daemon that slept does not blame its work
 
     state                        judged by                             bound
     warming, compiling, capturing  nothing
-    ready, draining; busy          heartbeats, and the step counter    max(1.5 s, the worker's own bound)
+    ready, draining; in a step     heartbeats, and the step counter    max(1.5 s, the worker's own bound)
+    ready, draining; between steps of open sequences   heartbeats      the same
     ready, draining; idle          nothing: whoever has work for it sees how old its last heartbeat is
 """
 
@@ -44,8 +45,9 @@ class Pulse:
 
     def bound(self) -> int | None:
         """Of its silence; None: nothing is expected of it now."""
-        judged = self.last.busy and self.last.state in JUDGED
-        return max(BUSY_NS, self.last.bound_ms * MS) if judged else None
+        last = self.last
+        judged = (last.busy or last.running or last.waiting) and last.state in JUDGED
+        return max(BUSY_NS, last.bound_ms * MS) if judged else None
 
 
 class Watch:

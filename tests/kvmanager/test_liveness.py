@@ -97,6 +97,22 @@ def test_becoming_busy_starts_the_count(clock):
     assert clock.silent == []
 
 
+@pytest.mark.parametrize("held", ["running", "waiting"])
+def test_a_worker_frozen_between_two_steps_is_silent_after_its_bound(clock, held):
+    clock.hear(busy=False, step=3, **{held: 1})
+    clock.listen(BUSY_NS)
+    assert clock.silent == []
+    clock.listen(1 * MS)
+    assert clock.silent == [SESSION]
+
+
+def test_a_worker_whose_sequences_wait_for_blocks_need_not_step(clock):
+    for _ in range(100):
+        clock.hear(busy=False, step=3, running=1)
+        clock.listen(100 * MS)
+        assert clock.silent == []
+
+
 def test_an_idle_worker_is_not_judged(clock):
     clock.hear(busy=False)
     clock.listen(LONG_NS)
