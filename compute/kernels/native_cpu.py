@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 DEFINES: Final = {torch.bfloat16: ("-DBFLOAT16",), torch.float32: ()}
 GATES: Final = {"silu": 0, "gelu_tanh": 1}
 MAX_STACK_FLOATS: Final = 65_536  # of one task's queries: G · D
+LANES: Final = 16  # as in native.c: elements of a head that are taken at a time
+MOST_GROUP: Final = 64  # as in native.c: query heads of one kv head
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +125,11 @@ class NativeKernels:
 
     def _layer(self, spec: AttentionSpec) -> Any:
         return self.layers.setdefault(spec.layer, ctypes.byref(layer_args(spec)))
+
+
+def attends(group: int, dim: int) -> bool:
+    """Whether native.c can do heads of `dim` elements, `group` for each kv head: it checks neither."""
+    return dim % LANES == 0 and group <= MOST_GROUP and group * dim <= MAX_STACK_FLOATS
 
 
 @cache

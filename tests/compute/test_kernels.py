@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from compute.batch import alike, build
 from compute.kernels import choose
-from compute.kernels.native_cpu import NativeKernels, native_kernels
+from compute.kernels.native_cpu import NativeKernels, attends, native_kernels
 from compute.kernels.native_linear import tiled
 from compute.kernels.torch_cpu import TorchKernels, attend_group, gather, window_of
 from compute.model.linear import PackedLinear, PlainLinear, make_linear, packing_works
@@ -88,6 +88,27 @@ def test_decode_attention(family, heads, dtype, tmp_path):
     close(results[0][0], results[1][0])
     close(results[0][1], results[1][1])
     assert not torch.equal(results[0][1], runner.pool)
+
+
+@pytest.mark.parametrize("dim", [4, 8, 16, 24])
+def test_chosen_kernels_attend_heads_of_any_size(dim, tmp_path):
+    """Heads that do not fill the machine's lanes read and write nothing of their neighbours."""
+    hf.config_of("llama", "gqa", head_dim=dim).save_pretrained(tmp_path)
+    model = load(tmp_path, "float32", load_format="dummy")
+    runner = make_runner(model, 8, 8)
+    runner.pool.normal_()
+    batch = build(StepPlan(0, [decode_row(0, 9, [0, 1]), decode_row(1, 30, [2, 3, 4, 5])]), 8, model.device)
+    spec, results = model.specs[0], []
+    qkv = torch.randn(len(batch.token_ids), (spec.num_heads + 2 * spec.num_kv_heads) * dim)
+    for kernels in (choose(model.config, torch.float32, model.device), TorchKernels()):
+        step = kernels.prepare(batch, runner.pool.clone(), model.specs)
+        results.append(kernels.attend(spec, qkv.clone(), step)[:2])
+    close(*results)
+
+
+def test_a_group_beyond_the_native_registers_is_left_to_torch():
+    assert not attends(group=65, dim=16)
+    assert attends(group=64, dim=16)
 
 
 def decode_row(index, length, blocks, count=1):
