@@ -42,16 +42,21 @@ PANEL: Final = gl.constexpr(64)  # elements of a row in one 128-byte swizzle
 
 
 @gluon.jit
+def _look_up(work, pairs, starts, lengths, KV_HEADS: gl.constexpr):
+    """First token, new tokens and length of a piece of work's row."""
+    row = work % pairs // KV_HEADS
+    start = gl.load(starts + row)
+    return start, gl.load(starts + row + 1) - start, gl.load(lengths + row)
+
+
+@gluon.jit
 def _span(
-    work, tiles, pairs, starts, lengths, window,
+    work, tiles, pairs, start, count, length, window,
     KV_HEADS: gl.constexpr, GROUP: gl.constexpr, HAS_WINDOW: gl.constexpr, M: gl.constexpr, N: gl.constexpr,
 ):  # fmt: skip
     """Rows and keys of a piece of work; turns, right and left as in the module's drawing, no turns without rows."""
     tile = tiles - 1 - work // pairs
     row = work % pairs // KV_HEADS
-    start = gl.load(starts + row)
-    count = gl.load(starts + row + 1) - start
-    length = gl.load(lengths + row)
     low = length - count + tile * M // GROUP  # first and last position of the tile
     high = gl.minimum(length - count + (tile * M + M - 1) // GROUP, length - 1)
     last = high // N
@@ -66,7 +71,7 @@ def _span(
     turns = gl.where(tile * M < count * GROUP, turns, 0)
     right = gl.minimum(right, turns)
     left = gl.minimum(gl.maximum(left, right), turns)
-    return row, work % pairs % KV_HEADS, tile * M, start, count, length, last, right, left, turns
+    return row, work % pairs % KV_HEADS, tile * M, last, right, left, turns
 
 
 @gluon.jit
@@ -148,6 +153,22 @@ def _turns(
 
 
 @gluon.jit
+def _load_queries(
+    q, work, tiles, pairs, start, count, q_stride, half: gl.constexpr,
+    KV_HEADS: gl.constexpr, GROUP: gl.constexpr, ROWS: gl.constexpr, D: gl.constexpr,
+):  # fmt: skip
+    """[ROWS, D]: half a tile's query lanes; zeros beyond the row's tokens."""
+    LOAD: gl.constexpr = gl.BlockedLayout([1, 8], [256 // D, D // 8], [4, 1], [1, 0])
+    kv_head = work % pairs % KV_HEADS
+    lanes = ((tiles - 1 - work // pairs) * 2 + half) * ROWS + gl.arange(0, ROWS, gl.SliceLayout(1, LOAD))
+    tokens = lanes // GROUP
+    dims = gl.arange(0, D, gl.SliceLayout(0, LOAD))
+    place = tokens.to(gl.int64) * q_stride + lanes % GROUP * D
+    query = q + start.to(gl.int64) * q_stride + kv_head * (GROUP * D)
+    return gl.load(query + place[:, None] + dims[None, :], mask=(tokens < count)[:, None], other=0.0)
+
+
+@gluon.jit
 def _consumer(
     half: gl.constexpr, q, out, queries, keys, values, k_full, k_empty, v_full, v_empty, order, starts, lengths,
     works, tiles, pairs, q_stride, out_stride, window, factor, cap,
@@ -163,19 +184,20 @@ def _consumer(
     mine = queries.index(half)
     base = 0
     handed = 0  # times that both consumers have had their turn at the tensor cores
+    next_start, next_count, next_length = _look_up(gl.program_id(0), pairs, starts, lengths, KV_HEADS)
+    loaded = _load_queries(
+        q, gl.program_id(0), tiles, pairs, next_start, next_count, q_stride, half, KV_HEADS, GROUP, ROWS, D
+    )
     for work in range(gl.program_id(0), works, gl.num_programs(0)):
-        _row, kv_head, lane, start, count, length, last, right, left, turns = _span(
-            work, tiles, pairs, starts, lengths, window, KV_HEADS, GROUP, HAS_WINDOW, M, N
+        start, count, length = next_start, next_count, next_length
+        _row, kv_head, lane, last, right, left, turns = _span(
+            work, tiles, pairs, start, count, length, window, KV_HEADS, GROUP, HAS_WINDOW, M, N
         )
+        # What comes next is looked up, and its queries loaded, under this piece's products. Only what is loaded is
+        # carried to the next turn: triton 3.6 loses members of a tuple derived from it.
+        following = gl.minimum(work + gl.num_programs(0), works - 1)
+        next_start, next_count, next_length = _look_up(following, pairs, starts, lengths, KV_HEADS)
         if turns > 0:
-            lanes = lane + half * ROWS + gl.arange(0, ROWS, gl.SliceLayout(1, LOAD))
-            tokens = lanes // GROUP
-            dims = gl.arange(0, D, gl.SliceLayout(0, LOAD))
-            place = tokens.to(gl.int64) * q_stride + lanes % GROUP * D
-            query = q + start.to(gl.int64) * q_stride + kv_head * (GROUP * D)
-            loaded = gl.load(
-                query + place[:, None] + dims[None, :], mask=(tokens < count)[:, None], other=0.0
-            )
             mine.store(loaded)
             fence_async_shared()
 
@@ -235,6 +257,9 @@ def _consumer(
             final = base + turns - 1
             mbarrier.wait(v_full.index(final % STAGES), (final // STAGES) & 1)
             o = warpgroup_mma(p, values.index(final % STAGES), o, is_async=True)
+            loaded = _load_queries(
+                q, following, tiles, pairs, next_start, next_count, q_stride, half, KV_HEADS, GROUP, ROWS, D
+            )
             o = warpgroup_mma_wait(0, deps=(o,))
             mbarrier.arrive(v_empty.index(final % STAGES), count=1)
 
@@ -246,6 +271,10 @@ def _consumer(
             answer = out + start.to(gl.int64) * out_stride + kv_head * (GROUP * D)
             gl.store(
                 answer + place[:, None] + dims[None, :], o.to(values.dtype), mask=(tokens < count)[:, None]
+            )
+        else:
+            loaded = _load_queries(
+                q, following, tiles, pairs, next_start, next_count, q_stride, half, KV_HEADS, GROUP, ROWS, D
             )
         base += turns
         handed += gl.maximum(turns - 1, 0)
@@ -278,8 +307,9 @@ def _producer(
     BLOCKS: gl.constexpr = N // BLOCK_SIZE
     base = 0
     for work in range(gl.program_id(0), works, gl.num_programs(0)):
-        row, kv_head, _lane, _start, _count, length, last, _right, _left, turns = _span(
-            work, tiles, pairs, starts, lengths, window, KV_HEADS, GROUP, HAS_WINDOW, M, N
+        start, count, length = _look_up(work, pairs, starts, lengths, KV_HEADS)
+        row, kv_head, _lane, last, _right, _left, turns = _span(
+            work, tiles, pairs, start, count, length, window, KV_HEADS, GROUP, HAS_WINDOW, M, N
         )
         table = tables + row.to(gl.int64) * table_stride
         used = (length - 1) // BLOCK_SIZE
