@@ -8,6 +8,7 @@ KV of a token exists only once the token was recorded, and a sampled token needs
 
 from kvmanager.blocks import GRANTED
 from kvmanager.errors import Conflict, Fenced, Invalid, KvError, NotFound
+from kvmanager.layout import within
 from kvmanager.messages import (
     Acked,
     BlockRef,
@@ -28,7 +29,8 @@ NO_SEQUENCE = SequenceId(bytes(16))
 
 
 def commit(parts: Parts, session: Session, message: Commit, now_ns: int) -> Acked:
-    """Apply each entry that holds; name the others."""
+    """Apply each entry that holds; name the others. Invalid for more entries than one operation has room for."""
+    within("entries", len(message.entries), 0, 2 * parts.layout.num_records)
     refusals = []
     for entry in message.entries:
         try:

@@ -66,6 +66,16 @@ def test_an_entry_that_does_not_hold_is_refused_and_changes_nothing(
     assert (state.counts(), state.sequences()) == before
 
 
+def test_more_entries_than_an_operation_has_room_for_are_invalid() -> None:
+    """However many a frame holds: the redo area takes two for each record."""
+    state, worker, entry = ready()
+    idle = replace(entry, token_ids=[], blocks=[], kv_len=entry.base_kv)
+    most = 2 * state.layout.num_records
+    assert worker.commit(*[idle] * most) == Acked(refusals=[])
+    with pytest.raises(errors.Invalid, match="entries"):
+        worker.commit(*[idle] * 16_384)
+
+
 def test_entries_are_judged_one_by_one() -> None:
     state, worker, entry = ready()
     reply = worker.commit(replace(entry, epoch=7), entry, entry)
