@@ -13,6 +13,7 @@ FRESH_MS: Final = 1500  # of the last heartbeat
 SILENT_MS: Final = (
     10_000  # a busy step thread without progress; a chunk of a long prompt may take seconds on a CPU
 )
+GONE_MS: Final = 10_000  # without a heartbeat: an idle worker is judged by nobody else
 ANSWER_SECONDS: Final = 1.2  # of the daemon: 1 s and some slack
 
 
@@ -37,7 +38,8 @@ class Worker:
 
     @property
     def alive(self) -> bool:
-        return self.state is not WorkerState.LOST
+        """Not fenced, and not frozen: what it has or gets will be answered."""
+        return self.state is not WorkerState.LOST and self.age_ms < GONE_MS
 
     @property
     def healthy(self) -> bool:
@@ -73,11 +75,14 @@ class Members:
     pools: Mapping[str, Pool] = field(default_factory=dict)
 
     def ready(self, model: str) -> Sequence[Worker]:
-        """READY workers of `model` whose pool is known."""
+        """READY workers of `model` that are alive and whose pool is known."""
         return [
             worker
             for worker in self.workers.values()
-            if worker.model == model and worker.state is WorkerState.READY and worker.pool in self.pools
+            if worker.model == model
+            and worker.state is WorkerState.READY
+            and worker.alive
+            and worker.pool in self.pools
         ]
 
     def serving(self, model: str) -> bool:

@@ -73,6 +73,27 @@ async def test_a_worker_marked_lost_and_a_restarted_one_are_told_apart(service):
     assert len(worker.jobs) == 2
 
 
+async def test_a_worker_frozen_with_a_request_it_never_saw_is_not_waited_for(service):
+    """Its process is not gone and has nothing to do, as far as the daemon knows: only its heartbeats stopped."""
+    async with service.client(silent) as client:
+        task = asyncio.create_task(collect(client.generate([1])))
+        first = service.workers[0]
+        await first.until(lambda: first.jobs)
+        service.worker(tell([5]), name="w2")
+        first.info.age_ms = 20_000
+        assert ids_of(await asyncio.wait_for(task, 20)) == [5]
+
+
+async def test_a_frozen_worker_alone_is_no_worker(serve):
+    async with serve(worker_wait=0.5) as service, service.client(silent) as client:
+        task = asyncio.create_task(collect(client.generate([1], retries=0)))
+        worker = service.workers[0]
+        await worker.until(lambda: worker.jobs)
+        worker.info.age_ms = 20_000
+        with pytest.raises(Unreachable):
+            await asyncio.wait_for(task, 20)
+
+
 async def test_unavailable_before_the_first_token_is_tried_again(service):
     async def script(worker, job):
         if len(worker.jobs) == 1:

@@ -44,6 +44,12 @@ def test_only_ready_workers_are_chosen(state):
     assert chosen(worker("a", state=state)) is None
 
 
+def test_a_frozen_worker_is_not_even_the_last_resort():
+    frozen = worker("a", age_ms=10_000)
+    assert chosen(frozen) is None
+    assert members(frozen).gone(frozen.key)
+
+
 def test_workers_of_another_model_or_of_an_unknown_pool_are_not_chosen():
     assert chosen(worker("a", model="other"), worker("b", pool="none")) is None
 
