@@ -3,21 +3,17 @@
 The main thread owns the sockets; the step thread loads the weights while heartbeats say WARMING already.
 """
 
-import gc
 import os
 import secrets
 import signal
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from types import FrameType
 from typing import Final
 
 import structlog
 import torch
 import zmq
-from rich.console import Console
-from rich.progress import Progress
 
 from compute.codec import Bounds
 from compute.config import ComputeSettings
@@ -53,9 +49,7 @@ def serve(settings: ComputeSettings) -> int:
     try:
         spec = attach_spec(settings, config, bounds)
         with attach(settings.sockets, spec, settings.attach_timeout) as attachment:
-            log.info(
-                "attached", worker=settings.worker_id, pool=attachment.pool, blocks=attachment.num_blocks
-            )
+            say_attached(settings, bounds, attachment)
             return run(settings, config, context, front, attachment)
     finally:
         front.close()
@@ -151,27 +145,11 @@ def loader(settings: ComputeSettings, config: ModelConfig, attachment: Attachmen
         dtype = resolve_dtype(config, settings.dtype)
         layout = PoolLayout(config.geometry(settings.block_size, dtype))
         mapping = PoolMapping(attachment.pool_fd, layout, attachment.num_blocks)
-        with layers_bar() as progress:
-            model = load(
-                settings.model,
-                dtype,
-                load_format=settings.load_format,
-                seed=settings.seed,
-                progress=progress,
-            )
+        model = load(settings.model, dtype, load_format=settings.load_format, seed=settings.seed)
         log.info("weights loaded", model=settings.model_name, dtype=dtype, threads=settings.threads)
-        gc.freeze()  # modules and weights stay: no collection needs to walk them again
         return Runner(model, mapping.pool, Sampler(config.vocab_size))
 
     return make
-
-
-@contextmanager
-def layers_bar() -> Iterator[Callable[[int, int], None]]:
-    """Shows layers as they are loaded, to someone who watches a terminal."""
-    with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
-        task = bar.add_task("loading weights", total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def stopper(link: Link) -> Callable[[int, FrameType | None], None]:

@@ -118,6 +118,7 @@ def test_a_pool_too_small_for_all_preempts_and_changes_no_token() -> None:
         one.start("kvmanager", "kvmanager", "serve", "--num-blocks-override", "20")
         one.worker("w", "--max-num-seqs", "8")
         one.until_logged("w", "ready")
+        assert one.until_logged("w", "the pool is smaller than one request may be")["tokens"] == 19 * 16
         gateway = one.gateway()
         prompts = [[7 + i] * 9 for i in range(5)]
         together = [gateway.submit(prompt, stopping={"max_tokens": 100}) for prompt in prompts]
