@@ -30,6 +30,7 @@ from kvmanager.keeper_log import Log
 from kvmanager.keeper_vault import Refused, Vault, lock
 
 BEAT_BOUND_S: Final = 5.0  # silence of a daemon that has beaten
+GAP_S: Final = 0.5  # between two looks while somebody is judged; twice that counts at most
 START_BOUND_S: Final = 60.0  # a child's first beat
 BACKOFF_S: Final = (0.05, 5.0)  # doubles from the first to the second
 STEADY_S: Final = 10.0  # a child that lived this long starts the back-off again
@@ -60,6 +61,7 @@ class Keeper:
         self.child: subprocess.Popen[bytes] | None = None
         self.child_pidfd = -1
         self.started = 0.0
+        self.looked = time.monotonic()  # when the loop last knew all that had arrived
         self.backoff = BACKOFF_S[0]
         self.start_at: float | None = time.monotonic() if argv else None
         self.stopping = False
@@ -71,12 +73,23 @@ class Keeper:
         self._watch_signals()
         self.selector.register(self.listener, selectors.EVENT_READ, self._accept)
         while self.exit_code is None:
-            for key, _ in self.selector.select(self._patience()):
+            for key, _ in self._select(self._patience()):
                 if key.fileobj in self.selector.get_map():  # not closed by an earlier one of this round
                     key.data()
             if self.exit_code is None:
-                self._tick(time.monotonic())
+                self._tick(self.looked)
         return self.exit_code
+
+    def _select(self, patience: float | None) -> list[tuple[selectors.SelectorKey, int]]:
+        """What is ready. Nobody is judged by time in which this process did not run: a paused container's, say."""
+        ready = self.selector.select(None if patience is None else min(patience, GAP_S))
+        before, self.looked = self.looked, time.monotonic()
+        lost = 0.0 if patience is None else self.looked - before - 2 * GAP_S
+        if lost > 0:
+            self.started += lost
+            for connection in self.connections:
+                connection.beat = connection.beat and connection.beat + lost
+        return ready
 
     def _watch_signals(self) -> None:
         wake, poked = socket.socketpair()

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import pytest
@@ -126,6 +127,34 @@ def claims(link):
     except KeeperBusyError:
         return False
     return True
+
+
+def test_who_beats_is_not_judged_by_time_in_which_the_keeper_was_stopped_too(keeper):
+    """A paused container, a suspended host: after it, the daemon has its time again."""
+    command = [sys.executable, "-c", CLAIMS, str(keeper.socket)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT) as daemon:
+        assert daemon.stdout.readline() == b"claimed\n"
+        for process in (daemon, keeper.process):
+            process.send_signal(signal.SIGSTOP)
+        time.sleep(6.0)  # beyond the bound
+        keeper.process.send_signal(signal.SIGCONT)
+        stranger = KeeperLink(keeper.socket)
+        assert stranger.names() == []  # it looked around
+        stranger.close()
+        assert daemon.poll() is None
+        daemon.send_signal(signal.SIGCONT)
+        daemon.stdin.close()
+        assert daemon.wait(PATIENCE_S) == 0
+
+
+CLAIMS = """
+import pathlib, sys
+from kvmanager.keeper_link import KeeperLink
+link = KeeperLink(pathlib.Path(sys.argv[1]))
+link.claim()
+print("claimed", flush=True)
+sys.stdin.read()
+"""
 
 
 def test_a_second_keeper_is_refused_and_harms_nothing(keeper, link):
