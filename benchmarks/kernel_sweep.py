@@ -7,9 +7,7 @@ import itertools
 import json
 import sys
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -18,8 +16,8 @@ import torch
 
 from benchmarks.kernel_shapes import Paged, Shape
 from benchmarks.kernel_timing import graph_of, times
-from compute.kernels.gpu import decode as decode_module
 from compute.kernels.gpu import prefill as prefill_module
+from compute.kernels.gpu import splits as splits_module
 from compute.kernels.gpu.decode import Scratch, decode
 from compute.kernels.gpu.layer import KVLayer
 from compute.kernels.gpu.prefill import prefill
@@ -30,7 +28,7 @@ DECODE = [
 ]
 PREFILL = [Shape(rows=b, tokens=s) for b, s in ((8, 2048), (2, 8192), (1, 16384))]
 DECODE_TILES = [
-    decode_module.Tile(*tile)
+    splits_module.Tile(*tile)
     for tile in (
         (32, 2, 4), (32, 4, 3), (32, 4, 5), (32, 2, 6), (64, 2, 3), (64, 4, 2), (64, 4, 3), (64, 4, 4), (64, 8, 3),
         (128, 4, 2), (128, 4, 3), (128, 8, 3), (64, 4, 6), (128, 8, 2),
@@ -47,7 +45,7 @@ PREFILL_TILES = [
 PROGRAMS_PER_SM = (1, 2, 4, 8)
 
 
-def decode_once(paged: Paged, tile: decode_module.Tile, splits: int) -> list[Callable[[], object]]:
+def decode_once(paged: Paged, tile: splits_module.Tile, splits: int) -> list[Callable[[], object]]:
     shape = paged.shape
     out = torch.empty_like(paged.queries)
     scratch = None
@@ -93,8 +91,7 @@ def compile_one(job: tuple[str, Any, int]) -> str:
 def sweep(kind: str) -> list[dict[str, Any]]:
     tiles: list[Any] = DECODE_TILES if kind == "decode" else PREFILL_TILES
     jobs = [(kind, tile, splits) for tile in tiles for splits in ((1, 2) if kind == "decode" else (1,))]
-    with ProcessPoolExecutor(12, mp_context=get_context("spawn")) as pool:
-        faults = dict(zip(jobs, pool.map(compile_one, jobs), strict=True))
+    faults = {job: compile_one(job) for job in jobs}
     usable = [tile for tile in tiles if not faults[(kind, tile, 1)]]
     for tile in tiles:
         if tile not in usable:

@@ -21,10 +21,11 @@ from benchmarks import report
 from benchmarks.kernel_peers import Launch, dense_decode, dense_prefill, fa3, fa3_decode, fa3_prefill
 from benchmarks.kernel_shapes import Paged, Shape, reference, relative_error
 from benchmarks.kernel_timing import graph_of, paired, times
-from compute.kernels.gpu.decode import Scratch, decode, sm_count_of, split_count
+from compute.kernels.gpu.decode import Scratch, decode
 from compute.kernels.gpu.hopper_prefill import hopper_prefill, supports
 from compute.kernels.gpu.layer import KVLayer
 from compute.kernels.gpu.prefill import prefill
+from compute.kernels.gpu.splits import sm_count_of, split_count
 
 DECODE = [
     Shape(rows=b, tokens=s)

@@ -13,13 +13,14 @@ import torch
 from torch import Tensor
 
 from compute.batch import Batch, Group, Ints
-from compute.kernels.gpu.decode import Scratch, decode, sm_count_of, split_count
+from compute.kernels.gpu.decode import Scratch, decode
 from compute.kernels.gpu.gate import gate
 from compute.kernels.gpu.hopper_prefill import hopper_prefill, supports
 from compute.kernels.gpu.layer import KVLayer, Scores
 from compute.kernels.gpu.norm import add_norm
 from compute.kernels.gpu.prefill import prefill
 from compute.kernels.gpu.rope_kv_write import rope_kv_write
+from compute.kernels.gpu.splits import sm_count_of, split_count
 from compute.kernels.interface import AttentionSpec, Stack
 
 if TYPE_CHECKING:

@@ -5,7 +5,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from compute.kernels.gpu.decode import MAX_SPLITS, MIN_SPLIT_TOKENS, Scratch, Tile, decode, split_count
+from compute.kernels.gpu.decode import Scratch, decode
+from compute.kernels.gpu.splits import MAX_SPLITS, MIN_SPLIT_TOKENS, Tile, split_count
 from tests.kernels.paged import Case, build, error, expected
 
 BOUND = {torch.float16: 2e-3, torch.bfloat16: 1e-2}
