@@ -1,5 +1,5 @@
 """Counter-based randomness: Philox 4x32-10 (Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as 1, 2, 3",
-SC'11). A number is a pure function of (seed, position): nothing to save, nothing to hand over (DESIGN invariant 6).
+SC'11). A number is a pure function of (seed, position): nothing to save, nothing to hand over (invariant 6).
 
     key     = (seed low, seed high)                 the row's own 64-bit seed, see holdfast.mix
     counter = (position low, position high, 0, 0)   absolute position of the token being drawn, prompt included

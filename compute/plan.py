@@ -1,4 +1,4 @@
-"""A step by value: what the scheduler tells the runner, and what comes back. Pure data (PROTOCOL rule 2).
+"""A step by value: what the scheduler tells the runner, and what comes back. Pure data (protocol rule 2).
 
     position  0 ........ start ........ start + len(token_ids)
               [ KV valid ][ this step computes KV ]

@@ -1,4 +1,4 @@
-"""OpenOrAdopt: may this sequence start (or go on), and with which cached blocks? PROTOCOL rules 1, 10 and 11.
+"""OpenOrAdopt: may this sequence start (or go on), and with which cached blocks? Protocol rules 1, 10 and 11.
 
     0 ......... cached_len ............ len(token_ids) ............ prompt_len + max_tokens
     [ cached blocks ][ to be computed: from the float ][ output: never reserved in blocks, but in the token arena ]

@@ -1,4 +1,4 @@
-"""A daemon's derived state beside the one that its own metadata gives: DESIGN invariant 2, counters are a cache."""
+"""A daemon's derived state beside the one that its own metadata gives: invariant 2, counters are a cache."""
 
 from collections.abc import Iterator
 from typing import Any

@@ -1,4 +1,4 @@
-"""When a worker's session ends, and when finished records do. PROTOCOL rules 5 and 7.
+"""When a worker's session ends, and when finished records do. Protocol rules 5 and 7.
 
 The first sign of death fences: the session's sequences end, and every block its process might still write waits in
 quarantine. Only proof that the process is gone frees them.

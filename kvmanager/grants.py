@@ -1,4 +1,4 @@
-"""Grant: blocks for floats, and whose sequence gives way when there is none. PROTOCOL rules 1 and 11.
+"""Grant: blocks for floats, and whose sequence gives way when there is none. Protocol rules 1 and 11.
 
 A float is at most 1/8 of the pool, so that one worker cannot hoard it; a starving worker, one whose step waits for
 blocks, gets what it needs all the same. A starving worker that got nothing is remembered, and served as soon as

@@ -1,4 +1,4 @@
-"""The float: blocks granted to this worker in advance, so that no step waits for the daemon (PROTOCOL 1).
+"""The float: blocks granted to this worker in advance, so that no step waits for the daemon (protocol rule 1).
 
     target = decode ahead + the blocks of the next prefill chunks, at most 1/8 of the pool
     decode ahead = blocks for 2 s at the measured token rate, at least one for each sequence that decodes

@@ -10,7 +10,7 @@ from kvmanager.messages import Commit, FinishReason, Release, SequenceId
 
 @dataclass(slots=True, kw_only=True)
 class TokenEvent:
-    """What one step gave one sequence; shown only after the Outcome's commit was recorded (PROTOCOL 3).
+    """What one step gave one sequence; shown only after the Outcome's commit was recorded (protocol rule 3).
 
     Made once a token: not frozen, because that triples its cost.
     """

@@ -1,4 +1,4 @@
-"""The seed of each continuation of one request (PROTOCOL rule 9). Standard library only: gateway and worker share it.
+"""The seed of each continuation of one request (protocol rule 9). Standard library only: gateway and worker share it.
 
     mix(seed, 0) = seed        mix(seed, i) = f(f(seed) + i * GAMMA)        f: SplitMix64's finalizer, a bijection
 

@@ -17,7 +17,7 @@ def settings(tmp_path: Path, environ: dict[str, str] | None = None, **flags: obj
 def test_defaults_need_a_model_folder_only(tmp_path: Path) -> None:
     """The served name is the folder's."""
     found = settings(tmp_path)
-    assert (found.block_size, found.max_num_seqs, found.max_num_batched_tokens) == (16, 64, 512)
+    assert (found.block_size, found.max_num_seqs, found.max_num_batched_tokens) == (16, 64, 2048)
     assert found.model_name == tmp_path.name
     assert settings(tmp_path, served_model_name="story").model_name == "story"
 
