@@ -26,6 +26,7 @@ from kvmanager.sequences import Sequence, SequenceState
 from kvmanager.sessions import Session
 
 NO_SEQUENCE = SequenceId(bytes(16))
+MOST_REFUSALS = 4096  # that a Release's answer names
 
 
 def commit(parts: Parts, session: Session, message: Commit, now_ns: int) -> Acked:
@@ -189,7 +190,16 @@ def release(parts: Parts, session: Session, message: Release, now_ns: int) -> Ac
         else:
             parts.blocks.give_back(block.id)
             session.float_blocks -= 1
-    return Acked(refusals=refusals)
+    return Acked(refusals=few(refusals))
+
+
+def few(refusals: list[Refusal]) -> list[Refusal]:
+    """What one answer has room for; the last says how many are not named."""
+    rest = len(refusals) - MOST_REFUSALS
+    if rest <= 0:
+        return refusals
+    more = Refusal(NO_SEQUENCE, 0, Conflict.code, f"{rest} more are not held either")
+    return [*refusals[:MOST_REFUSALS], more]
 
 
 def release_row(parts: Parts, session: Session, ref: SequenceRef, now_ns: int) -> None:

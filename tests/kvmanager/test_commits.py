@@ -5,13 +5,17 @@ from typing import Any
 
 import pytest
 
+from holdfast import wire
 from kvmanager import errors
+from kvmanager.codec import encode_reply
 from kvmanager.messages import (
     Acked,
     BlockRef,
     CommitEntry,
     FinishReason,
+    Release,
 )
+from kvmanager.packing import MAX_BLOCKS
 from tests.support.kv import (
     Worker,
     clean,  # noqa: F401 - used by every test
@@ -74,6 +78,15 @@ def test_more_entries_than_an_operation_has_room_for_are_invalid() -> None:
     assert worker.commit(*[idle] * most) == Acked(refusals=[])
     with pytest.raises(errors.Invalid, match="entries"):
         worker.commit(*[idle] * 16_384)
+
+
+def test_the_answer_to_a_release_of_many_foreign_blocks_fits_a_frame() -> None:
+    """It counts what it does not name."""
+    _, worker, _ = ready()
+    reply = worker.send(Release(blocks=[BlockRef(2**32 - 1, 2**32 - 1)] * MAX_BLOCKS))
+    assert isinstance(reply, Acked)
+    assert reply.refusals[-1].message == f"{MAX_BLOCKS - len(reply.refusals) + 1} more are not held either"
+    wire.encode(encode_reply(reply, 1, 1))
 
 
 def test_entries_are_judged_one_by_one() -> None:
