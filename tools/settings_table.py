@@ -8,7 +8,7 @@ from pydantic.fields import FieldInfo
 
 from compute.config import ComputeSettings
 from gateway.config import GatewaySettings
-from holdfast.settings import COMMON, PREFIX, Common
+from holdfast.settings import COMMON, PREFIX, Common, choices
 from kvmanager.config import KvManagerSettings
 from tools.service import ROOT
 
@@ -56,8 +56,14 @@ def rows(prefix: str, model: type[Common], names: list[str]) -> Iterator[str]:
     for name in names:
         field = model.model_fields[name]
         flag = "--" + name.replace("_", "-")
-        about = (field.description or "").replace("|", "\\|")
+        about = "; ".join(filter(None, (field.description, values(field)))).replace("|", "\\|")
         yield f"| `{flag}` | `{PREFIX}{prefix}{name.upper()}` | {default(name, field)} | {about} |"
+
+
+def values(field: FieldInfo) -> str:
+    """What a field with a list of values allows, in words."""
+    allowed = [f"`{value}`" for value in choices(field.annotation)]
+    return f"one of {', '.join(allowed)}" if allowed else ""
 
 
 def default(name: str, field: FieldInfo) -> str:

@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Set
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Final, Literal, TypeVar
+from typing import Any, Final, Literal, TypeVar, get_args, get_origin
 
 import click
 import yaml
@@ -107,12 +107,13 @@ def explain(error: ValidationError, section: str) -> str:
 
 
 def fault(place: tuple[int | str, ...], item: Mapping[str, Any], section: str) -> str:
+    said = item["msg"].removeprefix("Value error, ")  # pydantic's mark of a validator of ours
     if not place:  # of several fields together: the message names them
-        return f"{section}: {item['msg']}"
+        return f"{section}: {said}"
     key = ".".join(map(str, place))
     name = key if place[0] in COMMON else f"{section}.{key}"
     got = "" if item["type"] == "missing" else f", got {item['input']!r}"
-    return f"--{key.replace('_', '-')} ({name}): {item['msg']}{got}"
+    return f"--{key.replace('_', '-')} ({name}): {said}{got}"
 
 
 def options(model: type[Common]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -136,4 +137,9 @@ def option(name: str, kind: Any, about: str | None, default: Any) -> Callable[..
             f"{flag}/--no-{flag[2:]}", default=None, help=f"{text} [{'on' if default else 'off'}]"
         )
     shown = "" if default is None or str(default) == "PydanticUndefined" else f" [{default}]"
-    return click.option(flag, default=None, metavar="VALUE", help=text + shown)
+    return click.option(flag, default=None, metavar="|".join(choices(kind)) or "VALUE", help=text + shown)
+
+
+def choices(kind: Any) -> tuple[str, ...]:
+    """The allowed values of a Literal field; none of any other."""
+    return tuple(map(str, get_args(kind))) if get_origin(kind) is Literal else ()
