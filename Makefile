@@ -23,8 +23,8 @@ $(DEV): $(RUNTIME)
 demo: $(RUNTIME)  ## start the service, stream a story, show the tables
 	$(BIN)/python -m tools.demo
 
-up: $(RUNTIME)  ## the whole service in the foreground, until Ctrl-C
-	$(BIN)/python -m tools.up
+up: $(RUNTIME)  ## the whole service in the foreground, until Ctrl-C; make up ARGS="--model DIR --port 50052"
+	$(BIN)/python -m tools.up $(ARGS)
 
 test: $(DEV)  ## the suite to run before every commit
 	$(BIN)/python -m pytest -q

@@ -5,6 +5,7 @@ the demo prints of blocks and sequences comes from the `kvmanager` command line,
 """
 
 import asyncio
+import shutil
 import socket
 import subprocess
 import sys
@@ -39,6 +40,7 @@ def main() -> int:
         show(run_dir, "get", "sequences")
         say(f"usage: first {first}, second {second}")
         show(run_dir, "fsck")
+    shutil.rmtree(run_dir)
     say("stopped; nothing is left running")
     return 0
 

@@ -1,7 +1,8 @@
 """Starts and supervises one holdfast service on this machine: kvmanager, workers, gateway, as real processes.
 
-What `make up`, the demo, the benchmarks and the end-to-end tests run; compose and systemd do the same for a real
-installation. Owns processes and their log files; knows nothing of what they say to each other.
+What `make up`, the demo, the benchmarks and the end-to-end tests run. Owns processes and their log files; knows nothing
+of what they say to each other. Each part has a process group of its own, so that Ctrl-C reaches this supervisor alone
+and the parts end in order; should the supervisor be killed, the kernel ends them (`tools.part`).
 """
 
 import os
@@ -19,6 +20,9 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 ROOT = Path(__file__).resolve().parent.parent
 HEALTH_SERVICE = "holdfast.v1.GenerateService"
+GRACE_S = 40.0  # a little more than the parts' own --shutdown-grace
+BACKOFF_S = (0.2, 10.0)  # doubles from the first to the second
+STEADY_S = 30.0  # a part that lived this long starts the back-off again
 
 
 @dataclass
@@ -29,7 +33,9 @@ class Part:
     argv: Sequence[str]
     restart: bool = False
     process: subprocess.Popen[bytes] | None = None
-    starts: int = 0
+    started: float = 0.0
+    backoff: float = BACKOFF_S[0]
+    again_at: float | None = None  # when a dead one is started again
 
 
 @dataclass
@@ -54,7 +60,8 @@ class Service:
         for number in range(self.workers):
             argv = ["compute", "serve", *run, *model, *self.compute_args]
             self.parts.append(Part(f"compute-{number}", argv, restart=True))
-        self.parts.append(Part("gateway", ["gateway", "serve", *run, *model, *port, *self.gateway_args]))
+        gateway = ["gateway", "serve", *run, *model, *port, *self.gateway_args]
+        self.parts.append(Part("gateway", gateway, restart=True))
 
     @property
     def target(self) -> str:
@@ -74,9 +81,13 @@ class Service:
     def start(self, part: Part) -> None:
         log = self._log(part)
         part.process = subprocess.Popen(
-            [sys.executable, "-m", *part.argv], cwd=ROOT, env=environment(), stderr=log
+            [sys.executable, "-m", "tools.part", *part.argv],
+            cwd=ROOT,
+            env=environment(),
+            stderr=log,
+            process_group=0,
         )
-        part.starts += 1
+        part.started, part.again_at = time.monotonic(), None
         if log is not None:
             log.close()
 
@@ -87,13 +98,19 @@ class Service:
         return (self.logs / f"{part.name}.log").open("ab")
 
     def supervise(self) -> str | None:
-        """Starts dead workers again; the name of a part whose death ends the service, if one died."""
+        """Starts dead parts again, later each time; the name of a part whose death ends the service, if one died."""
+        now = time.monotonic()
         for part in self.parts:
             if part.process is None or part.process.poll() is None:
                 continue
             if not part.restart:
                 return part.name
-            self.start(part)
+            if part.again_at is None:
+                steady = now - part.started >= STEADY_S
+                part.backoff = BACKOFF_S[0] if steady else min(part.backoff * 2, BACKOFF_S[1])
+                part.again_at = now + part.backoff
+            if now >= part.again_at:
+                self.start(part)
         return None
 
     def wait_ready(self, timeout: float = 120.0) -> None:
@@ -112,7 +129,7 @@ class Service:
         path = self.logs / f"{name}.log" if self.logs else None
         return f":\n{path.read_text('utf8', 'replace')[-2000:]}" if path and path.exists() else ""
 
-    def stop(self, grace: float = 15.0) -> None:
+    def stop(self, grace: float = GRACE_S) -> None:
         """SIGTERM from the outside in: gateway, workers, kvmanager; SIGKILL for what stays."""
         for part in reversed(self.parts):
             if part.process is not None:

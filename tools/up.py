@@ -1,4 +1,4 @@
-"""`make up`: the whole service in the foreground until Ctrl-C or SIGTERM. Dead workers are started again."""
+"""`make up`: the whole service in the foreground until Ctrl-C or SIGTERM. Dead workers and gateways are restarted."""
 
 import argparse
 import signal
@@ -22,8 +22,8 @@ def main() -> int:
 
 
 def watch(service: Service, stop: threading.Event) -> int:
-    """Looks after the parts once a second; 1 when one that is never restarted has died."""
-    while not stop.wait(1.0):
+    """Looks after the parts; 1 when one that is never restarted has died."""
+    while not stop.wait(0.2):
         dead = service.supervise()
         if dead is not None:
             print(f"{dead} exited; stopping", file=sys.stderr)
