@@ -15,7 +15,6 @@ import os
 import selectors
 import signal
 import socket
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -26,15 +25,13 @@ from typing import Final
 
 from holdfast.rundir import RunDir
 from kvmanager import fds
+from kvmanager.keeper_child import BEAT_BOUND_S, Child
 from kvmanager.keeper_log import Log
 from kvmanager.keeper_vault import Refused, Vault, lock
 
-BEAT_BOUND_S: Final = 5.0  # silence of a daemon that has beaten
 GAP_S: Final = 0.5  # between two looks while somebody is judged; twice that counts at most
-START_BOUND_S: Final = 60.0  # a child's first beat
 BACKOFF_S: Final = (0.05, 5.0)  # doubles from the first to the second
 STEADY_S: Final = 10.0  # a child that lived this long starts the back-off again
-STOP_BOUND_S: Final = 5.0  # for a child to end after SIGTERM
 MAX_CONNECTIONS: Final = 64
 EXIT_USAGE: Final = 2
 EXIT_CONFLICT: Final = 7
@@ -58,9 +55,7 @@ class Keeper:
         self.listener.setblocking(False)
         self.selector = selectors.DefaultSelector()
         self.connections: dict[Connection, None] = {}  # oldest first
-        self.child: subprocess.Popen[bytes] | None = None
-        self.child_pidfd = -1
-        self.started = 0.0
+        self.child: Child | None = None
         self.looked = time.monotonic()  # when the loop last knew all that had arrived
         self.backoff = BACKOFF_S[0]
         self.start_at: float | None = time.monotonic() if argv else None
@@ -86,7 +81,8 @@ class Keeper:
         before, self.looked = self.looked, time.monotonic()
         lost = 0.0 if patience is None else self.looked - before - 2 * GAP_S
         if lost > 0:
-            self.started += lost
+            if self.child:
+                self.child.spare(lost)
             for connection in self.connections:
                 connection.beat = connection.beat and connection.beat + lost
         return ready
@@ -103,66 +99,73 @@ class Keeper:
 
     def _patience(self) -> float | None:
         """Seconds until something must be done without being told; None: nothing."""
-        due = [self.start_at] if self.start_at is not None else []
-        if self.child and not self._beating():
-            due.append(self.started + START_BOUND_S)
-        due += [c.beat + BEAT_BOUND_S for c in self.connections if c.beat is not None]
-        return max(min(due) - time.monotonic(), 0.0) if due else None
+        moments = [self.start_at, self.child.due() if self.child else None]
+        moments += [due for _, due in self._daemons()]
+        known = [moment for moment in moments if moment is not None]
+        return max(min(known) - time.monotonic(), 0.0) if known else None
 
     def _tick(self, now: float) -> None:
-        if self.start_at is not None and now >= self.start_at:
+        if self.stopping:
+            self._pass_on(now)
+        elif self.start_at is not None and now >= self.start_at:
             self._start(now)
-        if self.child and not self._beating() and now - self.started >= START_BOUND_S:
-            self.log.error("the daemon did not start; killing it", pid=self.child.pid, seconds=START_BOUND_S)
-            self._kill(self.child_pidfd)
-            self.started = now
-        for connection in [
-            c for c in self.connections if c.beat is not None and now - c.beat >= BEAT_BOUND_S
-        ]:
-            self.log.error("the daemon is silent; killing it", pid=connection.pid, seconds=BEAT_BOUND_S)
-            self._kill(connection.pidfd)
-            self._close(connection)
+        if self.child:
+            self._judge(self.child, now)
+        for connection, due in self._daemons():
+            if now >= due:
+                self.log.error("the daemon is silent; killing it", pid=connection.pid)
+                self._kill(connection.pidfd)
+                self._close(connection)
 
-    def _beating(self) -> bool:
-        return any(connection.beat is not None for connection in self.connections)
+    def _judge(self, child: Child, now: float) -> None:
+        due = child.due()
+        if due is not None and now >= due:
+            self.log.error(f"{child.fault()}; killing it", pid=child.pid)
+            child.killed = True
+            self._kill(child.pidfd)
+
+    def _daemons(self) -> list[tuple[Connection, float]]:
+        """Who beats and is not the child, which is judged by itself; and when its silence is too long."""
+        others = (c for c in self.connections if not self._is_child(c))
+        return [(c, c.beat + BEAT_BOUND_S) for c in others if c.beat is not None]
+
+    def _is_child(self, connection: Connection) -> bool:
+        return self.child is not None and self.child.pid == connection.pid
 
     # ------------------------------------------------------------------------------------- child
 
     def _start(self, now: float) -> None:
         assert self.argv is not None
         self.start_at = None
-        self.child = subprocess.Popen(self.argv, stdin=subprocess.DEVNULL)
-        self.started = now
-        self.child_pidfd = os.pidfd_open(self.child.pid)
-        self.selector.register(self.child_pidfd, selectors.EVENT_READ, self._reap)
+        self.child = Child(self.argv, now)
+        self.selector.register(self.child.pidfd, selectors.EVENT_READ, self._reap)
         self.log.info("daemon started", pid=self.child.pid)
 
     def _reap(self) -> None:
         assert self.child is not None
-        code = self.child.wait()
-        lived = time.monotonic() - self.started
-        self.selector.unregister(self.child_pidfd)
-        os.close(self.child_pidfd)
-        pid, self.child, self.child_pidfd = self.child.pid, None, -1
+        child, self.child = self.child, None
+        self.selector.unregister(child.pidfd)
+        code, lived = child.reap(), time.monotonic() - child.started
         if self.stopping or code == EXIT_USAGE:
-            self.log.info("daemon ended", pid=pid, code=code)
+            self.log.info("daemon ended", pid=child.pid, code=code)
             self.exit_code = 0 if self.stopping else code
             return
         self.backoff = BACKOFF_S[0] if lived >= STEADY_S else min(self.backoff * 2, BACKOFF_S[1])
         self.start_at = time.monotonic() + self.backoff
-        self.log.warning("daemon died; starting it again", pid=pid, code=code, after_s=round(self.backoff, 2))
+        pause = round(self.backoff, 2)
+        self.log.warning("daemon died; starting it again", pid=child.pid, code=code, after_s=pause)
 
-    def _stop(self, number: int, _frame: object) -> None:
-        """SIGTERM: pass it on and wait for the child; no new one. Runs between two bytecodes of the loop."""
-        if self.stopping:
-            return
-        self.stopping, self.start_at = True, None
+    def _stop(self, _number: int, _frame: object) -> None:
+        """Runs between two bytecodes of the loop, which does the rest in its next round."""
+        self.stopping = True
+
+    def _pass_on(self, now: float) -> None:
+        """SIGTERM, to the child, once: it is waited for, and no new one starts."""
+        self.start_at = None
         if self.child is None:
             self.exit_code = 0
-            return
-        self.child.terminate()
-        signal.signal(signal.SIGALRM, lambda *_: self._kill(self.child_pidfd))
-        signal.setitimer(signal.ITIMER_REAL, STOP_BOUND_S)
+        elif self.child.told is None:
+            self.child.terminate(now)
 
     def _kill(self, pidfd: int) -> None:
         try:
@@ -238,6 +241,8 @@ class Keeper:
         if other is not None:
             raise Refused(f"another daemon is running, pid {other.pid}")
         connection.beat = time.monotonic()
+        if self.child and self._is_child(connection):
+            self.child.beat = connection.beat
         return "OK", ()
 
     def _close(self, connection: Connection) -> None:
@@ -272,18 +277,15 @@ def run(
     except BlockingIOError as error:
         log.error(error.strerror or str(error))
         return EXIT_CONFLICT
-    for path in (
-        sockets.keeper,
-        sockets.attach,
-        sockets.daemon,
-    ):  # of a keeper that is gone: its lock was free
+    names = (sockets.keeper, sockets.attach, sockets.daemon)
+    for path in names:  # of a keeper that is gone: its lock was free
         path.unlink(missing_ok=True)
     keeper = Keeper(sockets, child_argv, log)
     log.info("keeper ready", run_dir=str(sockets.path), pid=os.getpid())
     try:
         return keeper.run()
     finally:
-        for path in (sockets.keeper, sockets.attach, sockets.daemon):
+        for path in names:
             path.unlink(missing_ok=True)
 
 

@@ -222,6 +222,89 @@ def test_sigterm_is_passed_on_and_waited_for():
     keeper.close()
 
 
+CHILD = """
+import pathlib, signal, sys, time
+from kvmanager.keeper_link import KeeperLink
+ended, lived, lingers = False, float(sys.argv[2]), float(sys.argv[3])
+def end(*_):
+    global ended
+    ended = True
+signal.signal(signal.SIGTERM, end)
+link, until = KeeperLink(pathlib.Path(sys.argv[1])), time.monotonic() + lived
+while not ended and time.monotonic() < until:
+    link.claim()
+    time.sleep(0.05)
+link.close()
+time.sleep(lingers)
+"""
+QUICK = """
+import sys
+from kvmanager import keeper, keeper_child
+keeper_child.START_BOUND_S, keeper_child.BEAT_BOUND_S, keeper_child.STOP_BOUND_S = (float(s) for s in sys.argv[1:4])
+keeper.BEAT_BOUND_S = keeper_child.BEAT_BOUND_S
+sys.exit(keeper.main(sys.argv[4:]))
+"""
+
+
+class QuickKeeper(Keeper):
+    """With other bounds, and a daemon that beats for some time, closes its connection, and lingers."""
+
+    def __init__(self, *, bounds, lives, lingers):
+        self.bounds, self.child = bounds, (lives, lingers)
+        super().__init__()
+        eventually(lambda: self.log("daemon started"))
+
+    def command(self):
+        place, (lives, lingers) = str(self.path), self.child
+        child = [sys.executable, "-c", CHILD, place + "/keeper.sock", str(lives), str(lingers)]
+        return [sys.executable, "-c", QUICK, *map(str, self.bounds), place, "json", "debug", *child]
+
+
+def test_a_daemon_that_ends_when_told_is_not_killed_however_long_it_lived():
+    """It closes its connection before it exits; that is no daemon that never started."""
+    keeper = QuickKeeper(bounds=(3.0, 2.0, 30.0), lives=99, lingers=2.5)
+    eventually(lambda: claimed_by_another(keeper))
+    time.sleep(3.1)  # beyond the bound for a first beat
+    keeper.process.terminate()
+    assert keeper.process.wait(PATIENCE_S) == 0
+    assert [line["code"] for line in keeper.log("daemon ended")] == [0]
+    assert not [line for line in keeper.log("") if line["level"] == "error"]
+    keeper.close()
+
+
+def claimed_by_another(keeper):
+    link = KeeperLink(keeper.socket)
+    try:
+        return not claims(link)
+    finally:
+        link.close()
+
+
+def test_a_daemon_that_leaves_its_keeper_and_goes_on_is_killed_for_its_silence():
+    keeper = QuickKeeper(bounds=(60.0, 2.0, 5.0), lives=0.3, lingers=99)
+    assert eventually(lambda: keeper.log("the daemon is silent"))
+    assert eventually(lambda: keeper.log("daemon died"))[0]["code"] == -signal.SIGKILL
+    assert not keeper.log("did not start")
+    keeper.close()
+
+
+def test_a_daemon_that_never_beats_is_killed_after_the_bound_for_its_start():
+    keeper = QuickKeeper(bounds=(0.5, 60.0, 5.0), lives=0, lingers=99)
+    assert eventually(lambda: keeper.log("the daemon did not start"))
+    assert eventually(lambda: keeper.log("daemon died"))[0]["code"] == -signal.SIGKILL
+    keeper.close()
+
+
+def test_a_daemon_that_does_not_end_when_told_is_killed_after_the_bound_for_that():
+    keeper = QuickKeeper(bounds=(60.0, 60.0, 0.5), lives=99, lingers=99)
+    eventually(lambda: claimed_by_another(keeper))
+    keeper.process.terminate()
+    assert keeper.process.wait(PATIENCE_S) == 0
+    assert keeper.log("the daemon does not end")
+    assert [line["code"] for line in keeper.log("daemon ended")] == [-signal.SIGKILL]
+    keeper.close()
+
+
 def test_it_imports_the_standard_library_only():
     code = "import sys, kvmanager.keeper; print(*({n.split('.')[0] for n in sys.modules} - sys.stdlib_module_names))"
     done = subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, capture_output=True, text=True)
