@@ -7,7 +7,7 @@ from typing import Any, NoReturn
 import click
 
 from compute.config import ComputeSettings
-from holdfast import __version__, logs
+from holdfast import __version__, logs, wire
 from holdfast.rundir import RunDirError
 from holdfast.settings import SettingsError, load, options
 
@@ -16,7 +16,7 @@ from holdfast.settings import SettingsError, load, options
 SPIN = "3000"
 
 
-@click.group()
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
 def cli() -> None:
     """A compute worker: runs a model over KV blocks that the kvmanager owns."""
 
@@ -45,7 +45,9 @@ def start(settings: ComputeSettings) -> int:
         return serve_until_end(settings)
     except KvError as error:
         fail(error.message, 1)
-    except (ModelConfigError, WeightsError, RunDirError, OSError) as error:
+    except RunDirError as error:
+        fail(str(error), 2)
+    except (ModelConfigError, WeightsError, OSError) as error:
         fail(str(error), 1)
 
 
@@ -56,8 +58,8 @@ def fail(message: str, code: int) -> NoReturn:
 
 @cli.command()
 def version() -> None:
-    """Print holdfast's version."""
-    click.echo(__version__)
+    """Print the version installed here."""
+    click.echo(f"compute {__version__} (protocol {wire.VERSION})")
 
 
 def main() -> None:

@@ -12,11 +12,11 @@ from gateway import cli
 from gateway.auth import KeyFileError
 from gateway.config import GatewaySettings
 from gateway.server import Gateway, StartError
-from holdfast import __version__, logs, settings
+from holdfast import __version__, logs, settings, wire
 from holdfast.rundir import RunDirError
 
 
-@click.group()
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
 def main() -> None:
     """The gRPC gateway of holdfast."""
 
@@ -27,12 +27,13 @@ def serve(**flags: Any) -> None:
     """Serves GenerateService until SIGTERM."""
     try:
         found = settings.load(GatewaySettings, "gateway", flags)
-    except settings.SettingsError as error:
+        found.sockets.prepare()
+    except (settings.SettingsError, RunDirError) as error:
         raise click.UsageError(str(error)) from None
     logs.configure("gateway", found.log_format, found.log_level)
     try:
         asyncio.run(run(found))
-    except (StartError, KeyFileError, RunDirError, ValueError, OSError) as error:
+    except (StartError, KeyFileError, ValueError, OSError) as error:
         structlog.get_logger().error(str(error))
         sys.exit(1)
 
@@ -55,8 +56,8 @@ async def run(found: GatewaySettings) -> None:
 
 @main.command()
 def version() -> None:
-    """Prints the version."""
-    click.echo(__version__)
+    """Prints the version installed here."""
+    click.echo(f"gateway {__version__} (protocol {wire.VERSION})")
 
 
 main.add_command(cli.generate)

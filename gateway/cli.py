@@ -12,6 +12,7 @@ from gateway.client import CallError, Chunk, Client, DeadlineExpired, InvalidReq
 from holdfast.v1 import generate_pb2 as pb
 
 EXIT: Final = ((InvalidRequest, 1), (Unreachable, 4), (DeadlineExpired, 5), (CallError, 1))
+INTERRUPTED: Final = 130
 
 
 @click.command()
@@ -31,7 +32,7 @@ def generate(
 ) -> None:
     """Streams a continuation of PROMPT.
 
-    Exit codes: 0 ok, 1 error, 2 usage, 4 unreachable, 5 deadline.
+    Exit codes: 0 ok, 1 error, 2 usage, 4 unreachable, 5 deadline, 130 interrupted.
     """
     given: Any = [{"role": "user", "content": prompt}] if chat else prompt
     options["stop"] = list(options["stop"])
@@ -40,6 +41,8 @@ def generate(
     except CallError as error:
         click.echo(f"error: {error} ({error.reason or error.code.name})", err=True)
         sys.exit(next(code for kind, code in EXIT if isinstance(error, kind)))
+    except KeyboardInterrupt:  # the generation ended with its call
+        sys.exit(INTERRUPTED)
     except BrokenPipeError:  # the reader of our stdout went away
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
@@ -49,8 +52,12 @@ async def stream(
     prompt: Any, target: str, api_key: str | None, as_json: bool, options: dict[str, Any]
 ) -> None:
     async with Client(target, api_key) as client:
-        async for chunk in client.generate(prompt, **options):
+        async for chunk in client.generate(prompt, on_retry=say_retry, **options):
             show(chunk, as_json)
+
+
+def say_retry(error: Unreachable, attempt: int, attempts: int) -> None:
+    click.echo(f"{error}; trying again ({attempt} of {attempts})", err=True)
 
 
 def show(chunk: Chunk, as_json: bool) -> None:

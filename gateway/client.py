@@ -18,7 +18,7 @@
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Final, Self
 
@@ -55,6 +55,8 @@ __all__ = [
     "Unreachable",
 ]
 
+OnRetry = Callable[[Unreachable, int, int], None]
+
 RETRIES: Final = 3
 RETRY_SECONDS: Final = 0.5
 MAX_RETRY_SECONDS: Final = 10.0
@@ -74,10 +76,19 @@ class Client:
         self._metadata = (("authorization", f"Bearer {api_key}"),) if api_key else ()
 
     async def generate(
-        self, prompt: Prompt, *, timeout: float | None = None, retries: int = RETRIES, **options: Any
+        self,
+        prompt: Prompt,
+        *,
+        timeout: float | None = None,
+        retries: int = RETRIES,
+        on_retry: OnRetry | None = None,
+        **options: Any,
     ) -> AsyncIterator[Chunk]:
         """Streams chunks. `options` are fields of SamplingParams, StoppingCriteria, ResponseOptions, and
         request_id, model, priority, add_generation_prompt. `timeout` in seconds, for each attempt.
+
+        `on_retry(error, attempt, attempts)` hears of each attempt but the first, before the pause that precedes it:
+        why, its number (2, 3, …), and how many there are at most.
         """
         request = build_request(prompt, options)
         request.request_id = request.request_id or secrets.token_hex(16)
@@ -89,6 +100,8 @@ class Client:
             except Unreachable as error:  # never after a chunk: `_attempt` turns it into Broken
                 if attempt == retries:
                     raise
+                if on_retry:
+                    on_retry(error, attempt + 2, retries + 1)
                 await asyncio.sleep(min(error.retry_seconds or RETRY_SECONDS, MAX_RETRY_SECONDS))
 
     async def _attempt(self, request: pb.GenerateRequest, timeout: float | None) -> AsyncIterator[Chunk]:

@@ -1,6 +1,7 @@
 """The gateway and its smallest client as processes: signals, exit codes, settings."""
 
 import asyncio
+import json
 import os
 import signal
 import subprocess
@@ -9,11 +10,12 @@ import sys
 import grpc
 import pytest
 import zmq.asyncio
-from peers import SERVING, ScriptedDaemon, ScriptedWorker, becomes, collect, ids_of, silent, tell
+from peers import SERVING, ScriptedDaemon, ScriptedWorker, becomes, collect, ids_of, one_by_one, silent, tell
 
 from gateway.client import CallError, Client
 from gateway.config import GatewaySettings
-from holdfast import settings
+from holdfast import __version__, settings, wire
+from tests.support.worker_process import TINY
 
 
 def command(*arguments, **environment):
@@ -124,6 +126,53 @@ async def test_exit_codes_of_the_smallest_client():
         code_of("version"),
     )
     assert codes == [4, 2, 2, 0]
+
+
+async def test_a_retry_is_told_on_stderr_before_it_begins(serve):
+    """Nobody waits in silence for workers that are not there."""
+    async with serve(worker_wait=0.1) as service:
+        code, out, err = await finished(command("generate", "x", "--target", service.target))
+    assert (code, out) == (4, "")
+    waits = [f"no worker serves the model now; trying again ({attempt} of 4)" for attempt in (2, 3, 4)]
+    assert err.splitlines() == [*waits, "error: no worker serves the model now (NO_WORKER)"]
+
+
+async def test_ctrl_c_ends_a_generation_at_once_and_its_worker_is_told(process):
+    _, target, worker = process
+    worker.script = one_by_one
+    client = command("generate", "Once", "--target", target)
+    await worker.until(lambda: worker.jobs)
+    await asyncio.to_thread(client.stdout.read, 1)
+    client.send_signal(signal.SIGINT)
+    code, _, err = await finished(client)
+    assert (code, err) == (130, "")
+    await worker.until(lambda: worker.cancels)
+
+
+@pytest.mark.parametrize("program", ["gateway", "compute", "kvmanager"])
+def test_the_three_commands_agree_on_help_and_version(program):
+    def said(*arguments):
+        done = subprocess.run(
+            [sys.executable, "-m", program, *arguments], capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    assert said("-h") == said("--help")
+    assert said("serve", "-h") == said("serve", "--help")
+    assert said("version") == f"{program} {__version__} (protocol {wire.VERSION})\n"
+
+
+@pytest.mark.parametrize("program", ["gateway", "compute", "kvmanager"])
+def test_a_bad_run_directory_is_a_usage_error_of_all_three(program, model_folder, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(TINY))
+    model = {"gateway": ["--model", model_folder], "compute": ["--model", tmp_path]}.get(program, [])
+    for bad, why in ((tmp_path / ("x" * 100), "107 bytes"), ("/proc/none", "cannot create")):
+        arguments = [sys.executable, "-m", program, "serve", "--run-dir", bad, *model]
+        done = subprocess.run(arguments, capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert why in done.stderr
+        assert "Traceback" not in done.stderr
 
 
 async def test_serving_others_without_keys_is_a_usage_error(model_folder, run_dir):
