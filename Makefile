@@ -53,4 +53,4 @@ docs: $(DEV)  ## pages that are made from the code
 	$(BIN)/python -m tools.settings_table
 
 clean:
-	rm -rf .venv .run .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -2,7 +2,7 @@
  * into the KV pool, and decode attention over the pool in place (nothing is gathered).
  *
  * Plain C with OpenMP; the compiler vectorises it. Arithmetic is float32. Each row's result depends on that row
- * alone, to the last bit. NaN and infinity pass through: no -ffinite-math-only. Bounds were checked by native.py.
+ * alone, to the last bit. NaN and infinity pass through: no -ffinite-math-only. Bounds were checked by native_cpu.py and __init__.py.
  *
  *   T tokens, N of them real, H query heads, K kv heads, G = H / K, D head_dim
  *   pool  [blocks][L][2][K][slots][D]
