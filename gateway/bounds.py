@@ -37,11 +37,20 @@ class Range:
     def check(self, name: str, value: float) -> None:
         """Refusal unless `value` is inside."""
         above = value > self.low if self.open_low else value >= self.low
-        if not (above and value <= self.high):
-            raise invalid(name, f"{value:g} is outside of {self}", value=f"{value:g}")
+        if above and value <= self.high:
+            return
+        got = number(value)
+        if self.high == UINT32:  # the field's type holds no more: only the lower bound says something
+            raise invalid(name, f"must be at least {number(self.low)}, got {got}", value=got)
+        raise invalid(name, f"{got} is outside of {self}", value=got)
 
     def __str__(self) -> str:
-        return f"{'(' if self.open_low else '['}{self.low:g}, {self.high:g}]"
+        return f"{'(' if self.open_low else '['}{number(self.low)}, {number(self.high)}]"
+
+
+def number(value: float) -> str:
+    """An integer with all its digits, anything else shortly."""
+    return str(value) if isinstance(value, int) else f"{value:g}"
 
 
 UINT32: Final = 2**32 - 1

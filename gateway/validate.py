@@ -152,7 +152,7 @@ def complete(request: pb.GenerateRequest, prompt: Sequence[int], limits: Limits)
     if not prompt:
         raise invalid("prompt", "at least one token", "PROMPT_EMPTY")
     stopping = complete_stopping(request.stopping, len(prompt), limits)
-    check_ids("prompt", prompt, limits.vocab_size)
+    check_ids("token_ids.ids" if request.HasField("token_ids") else "prompt", prompt, limits.vocab_size)
     check_ids("stopping.stop_token_ids", stopping.stop_token_ids, limits.vocab_size)
     check_ids("sampling.logit_bias", sorted(request.sampling.logit_bias), limits.vocab_size)
     sampling = complete_sampling(request.sampling, limits.vocab_size)
@@ -192,10 +192,9 @@ def complete_stopping(given: pb.StoppingCriteria, prompt: int, limits: Limits) -
     0 ......... prompt ............ prompt + max_tokens <= min(context, pool)
     """
     wanted = given.max_tokens if given.HasField("max_tokens") else 1
-    if prompt + wanted > limits.max_model_len:
-        raise prompt_too_long(prompt, wanted, limits.max_model_len)
-    if prompt + wanted > limits.pool_tokens:
-        raise pool_too_small(prompt + wanted, limits.pool_tokens)
+    for room, refused in ((limits.max_model_len, prompt_too_long), (limits.pool_tokens, pool_too_small)):
+        if prompt + wanted > room:
+            raise refused(prompt, wanted, room)
     stopping = pb.StoppingCriteria()
     stopping.CopyFrom(given)
     if not given.HasField("max_tokens"):
@@ -204,10 +203,17 @@ def complete_stopping(given: pb.StoppingCriteria, prompt: int, limits: Limits) -
     return stopping
 
 
+def too_much(prompt: int, wanted: int, room: int) -> tuple[str, str]:
+    """The field to change, and what both fields come to: the prompt only if no max_tokens would fit beside it."""
+    field = "prompt" if prompt >= room else "stopping.max_tokens"
+    return field, f"prompt of {prompt} tokens + max_tokens {wanted} is {prompt + wanted} tokens, more than"
+
+
 def prompt_too_long(prompt: int, wanted: int, context: int) -> Refusal:
+    field, sum_is_more_than = too_much(prompt, wanted, context)
     return invalid(
-        "prompt",
-        f"prompt of {prompt} tokens + max_tokens {wanted} is more than the context of {context}",
+        field,
+        f"{sum_is_more_than} the context of {context}",
         "PROMPT_TOO_LONG",
         prompt_tokens=prompt,
         max_tokens=wanted,
@@ -215,10 +221,12 @@ def prompt_too_long(prompt: int, wanted: int, context: int) -> Refusal:
     )
 
 
-def pool_too_small(needed: int, pool: int) -> Refusal:
+def pool_too_small(prompt: int, wanted: int, pool: int) -> Refusal:
+    field, sum_is_more_than = too_much(prompt, wanted, pool)
     return Refusal(
         grpc.StatusCode.FAILED_PRECONDITION,
         "KV_POOL_TOO_SMALL",
-        f"prompt + max_tokens is {needed} tokens, the KV pool holds {pool}",
-        {"needed_tokens": str(needed), "pool_tokens": str(pool)},
+        f"{field}: {sum_is_more_than} the {pool} of the KV pool",
+        {"field": field, "needed_tokens": str(prompt + wanted), "pool_tokens": str(pool)},
+        field_name=field,
     )

@@ -137,8 +137,46 @@ def test_a_prompt_is_required():
 
 
 def test_ids_of_the_prompt_are_below_the_vocabulary():
-    assert refusal(validate.complete, request(), [1, 50], LIMITS).field_name == "prompt[1]"
+    assert refusal(validate.complete, request(), [1, 50], LIMITS).field_name == "token_ids.ids[1]"
+    text = pb.GenerateRequest(text="x")
+    assert refusal(validate.complete, text, [1, 50], LIMITS).field_name == "prompt[1]"
     assert refusal(validate.complete, request(), [2**31], LIMITS).details["value"] == str(2**31)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"stopping": {"max_tokens": 0}}, "stopping.max_tokens: must be at least 1, got 0"),
+        ({"sampling": {"n": 2**32 - 1}}, "sampling.n: 4294967295 is outside of [1, 64]"),
+        ({"sampling": {"temperature": -0.5}}, "sampling.temperature: -0.5 is outside of [0, 100]"),
+        ({"sampling": {"top_p": 0.0}}, "sampling.top_p: 0 is outside of (0, 1]"),
+        ({"priority": -1_234_567}, "priority: -1234567 is outside of [-1000, 1000]"),
+    ],
+)
+def test_bounds_are_told_as_a_person_would_write_them(fields, message):
+    assert str(refusal(complete, **fields)) == message
+
+
+@pytest.mark.parametrize(
+    ("prompt", "most", "context", "pool", "message"),
+    [
+        (90, 20, 100, 200, "stopping.max_tokens: prompt of 90 tokens + max_tokens 20 is 110 tokens, "
+                           "more than the context of 100"),
+        (100, 20, 100, 200, "prompt: prompt of 100 tokens + max_tokens 20 is 120 tokens, "
+                            "more than the context of 100"),
+        (100, None, 100, 200, "prompt: prompt of 100 tokens + max_tokens 1 is 101 tokens, "
+                              "more than the context of 100"),
+        (70, 20, 100, 80, "stopping.max_tokens: prompt of 70 tokens + max_tokens 20 is 90 tokens, "
+                          "more than the 80 of the KV pool"),
+        (80, 1, 100, 80, "prompt: prompt of 80 tokens + max_tokens 1 is 81 tokens, "
+                         "more than the 80 of the KV pool"),
+    ],
+)  # fmt: skip
+def test_what_does_not_fit_names_the_field_to_change_and_all_numbers(prompt, most, context, pool, message):
+    given = request(stopping={} if most is None else {"max_tokens": most})
+    found = refusal(validate.complete, given, [1] * prompt, validate.Limits(context, 50, pool))
+    assert str(found) == message
+    assert found.field_name == found.details["field"] == message.partition(":")[0]
 
 
 @pytest.mark.parametrize("fields", [{"sampling": {"beam_width": 2}}, {"resume": [{"index": 0, "offset": 3}]}])
