@@ -10,6 +10,7 @@ Shown after recorded: Tokens of a step leave when its commit was acknowledged. E
 import time
 from collections import defaultdict
 from collections.abc import Iterable
+from dataclasses import replace
 from enum import Enum
 from typing import Final
 
@@ -253,6 +254,7 @@ class Link:
             self._end = End.AT_ONCE
         elif self._drained():
             self._end = End.DRAINED
+            self._daemon.heartbeat(replace(heartbeat(self._worker), state=WorkerState.DRAINING))
         elif time.monotonic() >= self._drain_until:
             self._end = End.GRACE_OVER
 

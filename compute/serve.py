@@ -33,6 +33,7 @@ from kvmanager.layout import PoolLayout
 from kvmanager.mapping import PoolMapping
 
 JOIN_S: Final = 5.0
+LAST_WORDS_MS: Final = 200  # for the heartbeat that says it drained
 EXIT_CODES: Final = {End.DRAINED: 0, End.GRACE_OVER: 0, End.AT_ONCE: 0, End.DAEMON_GONE: 1, End.CRASHED: 1}
 
 log = structlog.get_logger()
@@ -116,7 +117,7 @@ def run(
         signal.signal(number, stopper(link))
     worker.start()
     end = link.run(settings.shutdown_grace)
-    daemon.close()
+    daemon.close(LAST_WORDS_MS if end is End.DRAINED else 0)
     report(end, link.error)
     code = EXIT_CODES[end]
     if not worker.join(JOIN_S if end is not End.AT_ONCE else 0.2):

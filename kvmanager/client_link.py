@@ -124,5 +124,6 @@ class DaemonLink:
         self._acked = max(self._acked, envelope.number)
         return envelope.number, reply
 
-    def close(self) -> None:
-        self.socket.close(0)
+    def close(self, linger_ms: int = 0) -> None:
+        """What was sent and is not out yet has this much time; it passes while the context is terminated."""
+        self.socket.close(linger_ms)

@@ -3,7 +3,8 @@
     attached --(attachment closed | silent | does not read)--> lost --(closed AND process gone)--> forgotten
 
 A lost worker is fenced at once; what it might still write stays in quarantine until both signs are there. A timeout
-frees nothing. Owns the attachments' sockets and the pidfds.
+frees nothing. One that drained says so in its last heartbeat: if nothing was open, the log calls it left, not lost.
+Owns the attachments' sockets and the pidfds.
 """
 
 import os
@@ -82,25 +83,26 @@ class Workers:
         self._loop.forget(worker.connection.fileno())
         worker.connection.close()
         worker.connection = None
-        self.fence(worker, "its attachment closed")
+        self.fence(worker, "its attachment closed", ended=True)
         self._bury(worker)
 
     def _exited(self, worker: Worker) -> None:
         worker.exited = True
         self._loop.forget(worker.pidfd)
-        self.fence(worker, "its process ended")
+        self.fence(worker, "its process ended", ended=True)
         self._bury(worker)
 
-    def fence(self, worker: Worker, reason: str) -> None:
-        """From here on nothing it says counts. It sees its attachment end."""
+    def fence(self, worker: Worker, reason: str, *, ended: bool = False) -> None:
+        """From here on nothing it says counts. It sees its attachment end. `ended`: it did that by itself."""
         if worker.lost:
             return
+        drained = ended and self.state_of(worker) is WorkerState.DRAINING
         worker.lost, worker.identity = True, None
         self._watch.remove(worker.session)
         if worker.connection is not None:
             shut(worker.connection)
-        log.warning("worker lost", worker=worker.worker_id, pid=worker.pid, reason=reason)
-        worker.pool.state.lose(worker.session, time.monotonic_ns())
+        open_sequences = len(worker.pool.state.lose(worker.session, time.monotonic_ns()))
+        say(worker, reason, open_sequences, left=drained and not open_sequences)
         self._send(worker.pool)
         self.changed()
 
@@ -134,6 +136,14 @@ class Workers:
     def state_of(self, worker: Worker) -> WorkerState:
         pulse = self._watch.pulses.get(worker.session)
         return WorkerState.LOST if worker.lost or pulse is None else pulse.last.state
+
+
+def say(worker: Worker, reason: str, open_sequences: int, *, left: bool) -> None:
+    if left:
+        log.info("worker left", worker=worker.worker_id, pid=worker.pid)
+    else:
+        who = {"worker": worker.worker_id, "pid": worker.pid}
+        log.warning("worker lost", **who, reason=reason, open_sequences=open_sequences)
 
 
 def shut(connection: socket.socket) -> None:

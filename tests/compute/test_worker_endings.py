@@ -77,6 +77,8 @@ def test_sigterm_finishes_what_runs_and_rejects_what_comes(own: Service) -> None
     assert late.error == Unavailable.code
     assert worker.wait(DEADLINE_S) == 0
     assert not list(own.folder.glob("worker-*"))
+    assert own.until_logged("kvmanager", "worker left")["level"] == "info"
+    assert "worker lost" not in (own.folder / "kvmanager.log").read_text()
 
 
 def test_a_second_sigterm_ends_at_once(own: Service) -> None:

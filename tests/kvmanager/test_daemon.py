@@ -27,7 +27,7 @@ from kvmanager.errors import (
     Unavailable,
     Unimplemented,
 )
-from kvmanager.messages import Commit, FinishReason, Grant, Release, SequenceRef
+from kvmanager.messages import Commit, FinishReason, Grant, Heartbeat, Release, SequenceRef, WorkerState
 from tests.kvmanager.processes import (
     ENVIRON,
     PATIENCE_S,
@@ -131,6 +131,17 @@ def test_a_closed_attachment_alone_frees_nothing(service):
     eventually(lambda: worker_states(service), {"w0": pb.WORKER_STATE_LOST}.__eq__)
     assert service.counts().quarantined == 1
     assert service.fsck() == []
+
+
+def test_a_worker_that_drained_has_left_and_one_with_something_open_is_lost(service):
+    for number, opens in enumerate((False, True)):
+        with Worker(service.sockets, worker_id=f"w{number}") as worker:
+            worker.open() if opens else worker.take(1)
+            worker.link.heartbeat(Heartbeat(state=WorkerState.DRAINING))
+            eventually(lambda n=number: worker_states(service)[f"w{n}"] == pb.WORKER_STATE_DRAINING)
+    eventually(lambda: worker_states(service)["w1"] == pb.WORKER_STATE_LOST)
+    assert [(line["worker"], line["level"]) for line in service.log("worker left")] == [("w0", "info")]
+    assert [(line["worker"], line["open_sequences"]) for line in service.log("worker lost")] == [("w1", 1)]
 
 
 def test_a_worker_that_hangs_while_busy_is_fenced_and_killed(service):
