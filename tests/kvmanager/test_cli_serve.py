@@ -36,9 +36,7 @@ def test_nobody_at_the_socket_exits_4():
 
 def test_a_silent_daemon_exits_5_at_the_timeout_and_130_at_ctrl_c():
     with contextlib.closing(Service()) as stuck:
-        pid = stuck.daemon_pid()
-        os.kill(pid, signal.SIGSTOP)
-        try:
+        with stopped(stuck.process.pid, stuck.daemon_pid()):
             assert "did not answer within 0.3 s" in stuck.run("status", "--timeout", "0.3", check=5).stderr
             with subprocess.Popen(
                 command("status", "--timeout", "60", "--run-dir", str(stuck.path)),
@@ -50,9 +48,18 @@ def test_a_silent_daemon_exits_5_at_the_timeout_and_130_at_ctrl_c():
                 asking.send_signal(signal.SIGINT)
                 assert asking.wait(PATIENCE_S) == 130
                 assert b"Traceback" not in asking.stderr.read()
-        finally:
-            with contextlib.suppress(ProcessLookupError):  # the keeper kills a daemon that is silent for long
-                os.kill(pid, signal.SIGCONT)
+
+
+@contextlib.contextmanager
+def stopped(keeper, daemon):
+    """Both stand still: the keeper would replace a daemon that is silent for long, in the middle of the test."""
+    os.kill(keeper, signal.SIGSTOP)
+    os.kill(daemon, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(daemon, signal.SIGCONT)
+        os.kill(keeper, signal.SIGCONT)
 
 
 def test_a_finding_exits_1_and_ends_health():
