@@ -1,11 +1,9 @@
 """The worker's own socket: gateways send Submit and Cancel, and get Tokens and Rejected. Bytes and peers, no policy.
 
-A ROUTER on worker-ID.sock, for one process only: a lock file decides who may bind the name. Nothing blocks. A gateway
+A ROUTER on worker-ID.sock, for one process only (`socket_name` decides which). Nothing blocks. A gateway
 that cannot be reached (gone, or not reading) is told to the caller, who ends its sequences.
 """
 
-import fcntl
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
@@ -13,12 +11,12 @@ from typing import Final
 import structlog
 import zmq
 
+from compute import socket_name
 from compute.codec import BadSubmit, Bounds, decode_request, encode_rejected
 from compute.mailbox import Canceled
 from compute.request import Request
 from compute.scheduler import Rejection
 from holdfast import wire
-from kvmanager.errors import Conflict
 
 MAX_MESSAGES: Final = 256  # taken in one go, so that the daemon's answers get their turn
 QUEUE: Final = 10_000  # messages to a gateway that does not read; then it counts as gone
@@ -33,8 +31,7 @@ class Front:
     def __init__(self, context: "zmq.Context[zmq.Socket[bytes]]", path: Path, bounds: Bounds) -> None:
         self._path = path
         self._bounds = bounds
-        self._lock = lock(path.with_suffix(".lock"))
-        path.unlink(missing_ok=True)  # of a process that is gone: we hold the lock
+        self._lock = socket_name.take(path)
         self.dropped = 0
         self.socket = context.socket(zmq.ROUTER)
         self.socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
@@ -98,20 +95,4 @@ class Front:
     def close(self) -> None:
         """Gives last words a moment to leave, and the name back."""
         self.socket.close(LAST_WORDS_MS)
-        for path in (self._path, self._path.with_suffix(".lock")):  # while the lock is ours
-            path.unlink(missing_ok=True)
-        os.close(self._lock)
-
-
-def lock(path: Path) -> int:
-    """An exclusive lock that ends with this process. Conflict if another process holds it."""
-    while True:
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            os.close(fd)
-            raise Conflict(f"another process is {path.stem}; choose another --worker-id") from None
-        if path.exists() and os.path.samestat(os.fstat(fd), path.stat()):
-            return fd
-        os.close(fd)  # its former holder removed the name just before we got the lock
+        socket_name.give_back(self._path, self._lock)

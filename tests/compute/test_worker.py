@@ -8,7 +8,7 @@ import zmq
 
 from compute import worker as worker_module
 from compute.codec import Bounds
-from compute.front import Front, lock
+from compute.front import Front
 from compute.link import End, Link
 from compute.mailbox import Applied, Crashed, Inbox, Orders, Outbox, Stop, Submitted, ToLink, ToStep, Unasked
 from compute.plan import RowResult, StepPlan, StepResult
@@ -16,7 +16,7 @@ from compute.scheduler import Limits, Outcome, Scheduler
 from compute.worker import Worker
 from holdfast.rundir import RunDir
 from kvmanager.client import AttachSpec, DaemonLink, attach
-from kvmanager.errors import Conflict, KvError
+from kvmanager.errors import KvError
 from kvmanager.messages import Acked, Commit, FinishReason, Numbered, Release, WorkerState
 from tests.support.scheduling import Pair, expected_output, make_request, next_token
 from tests.support.worker_process import DEADLINE_S, Service, service
@@ -230,14 +230,6 @@ def test_a_failed_step_ends_the_link_and_every_request() -> None:
     assert end is End.CRASHED
     assert str(link.error) == "the device is gone"
     assert code == KvError.code
-
-
-def test_a_name_is_locked_by_one_process_at_a_time(tmp_path: object) -> None:
-    """The lock decides who may bind worker-ID.sock."""
-    path = tmp_path / "worker-a.lock"  # type: ignore[operator]
-    lock(path)
-    with pytest.raises(Conflict, match="worker-a"):
-        lock(path)
 
 
 def test_finish_reasons_of_the_log_are_lower_case() -> None:

@@ -81,6 +81,21 @@ def test_sigterm_finishes_what_runs_and_rejects_what_comes(own: Service) -> None
     assert "worker lost" not in (own.folder / "kvmanager.log").read_text()
 
 
+def test_the_socket_of_a_killed_worker_goes_when_another_starts(own: Service) -> None:
+    """Names are random, so nobody would take that one again."""
+    killed = own.worker("killed")
+    own.until_logged("killed", "attached")
+    killed.kill()
+    killed.wait(DEADLINE_S)
+    assert len(list(own.folder.glob("worker-killed.*"))) == 2
+    own.worker("next")
+    own.until_logged("next", "attached")
+    assert sorted(path.name for path in own.folder.glob("worker-*")) == [
+        "worker-next.lock",
+        "worker-next.sock",
+    ]
+
+
 def test_a_second_sigterm_ends_at_once(own: Service) -> None:
     """What still runs is told UNAVAILABLE."""
     worker = own.worker()
