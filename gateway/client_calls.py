@@ -62,6 +62,8 @@ ERRORS: Final[Mapping[grpc.StatusCode, type[CallError]]] = {
     _CODE.UNAVAILABLE: Unreachable,
     _CODE.DEADLINE_EXCEEDED: DeadlineExpired,
     _CODE.ABORTED: Broken,
+    # Our gateway never says this, and what the caller cancels raises CancelledError: the server or a proxy went away.
+    _CODE.CANCELLED: Unreachable,
 }
 
 

@@ -25,6 +25,8 @@ from kvmanager.client import AsyncDaemonClient
 
 SERVICE: Final = generate_pb2.DESCRIPTOR.services_by_name["GenerateService"].full_name
 HEALTH_SECONDS: Final = 0.25
+LINGER_SECONDS: Final = 0.1  # what was on its way at SIGTERM is still refused in our words
+LAST_SECONDS: Final = 0.5  # for last messages and small calls to leave
 SMALL_CALLS: Final = 64  # beside Generate: health, Tokenize …; and room to refuse Generate in our own words
 _Status = health_pb2.HealthCheckResponse
 
@@ -76,6 +78,7 @@ class Gateway:
             max_concurrent=settings.max_concurrent,
             max_queue=settings.max_queue,
         )
+        self._doors = service.doors
         generate_pb2_grpc.add_GenerateServiceServicer_to_server(service, server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         names = (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
@@ -114,10 +117,14 @@ class Gateway:
             await self._health.set(name, status)
 
     async def stop(self) -> None:
-        """NOT_SERVING at once; running streams end within the grace, or are cancelled after it."""
+        """NOT_SERVING at once and no new requests; running streams end within the grace, or by us after it.
+
+        Only then gRPC's server goes: what meets its end would be told nothing but CANCELLED.
+        """
         await self._health.enter_graceful_shutdown()
         structlog.get_logger().info("gateway stops", sequences=self.fleet.sequences)
-        await self._server.stop(self._settings.shutdown_grace)
+        await asyncio.gather(self._doors.close(self._settings.shutdown_grace), asyncio.sleep(LINGER_SECONDS))
+        await self._server.stop(LAST_SECONDS)
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)

@@ -13,6 +13,7 @@ from structlog.contextvars import bind_contextvars
 
 from gateway import bounds, validate
 from gateway.auth import Keys
+from gateway.doors import Doors, Visit
 from gateway.errors import Refusal, exhausted, internal, invalid, to_status, unavailable
 from gateway.fleet import Fleet
 from gateway.generation import Generation
@@ -47,6 +48,7 @@ class GenerateService(pb_grpc.GenerateServiceServicer):
         self._worker_wait = worker_wait
         self._max_concurrent = max_concurrent
         self._max_queue = max_queue
+        self.doors = Doors()
         self._in_flight: dict[tuple[str, str], Generation | None] = {}
 
     # ------------------------------------------------------------------------------------ Generate
@@ -57,8 +59,8 @@ class GenerateService(pb_grpc.GenerateServiceServicer):
         remaining = context.time_remaining()
         log = RequestLog(self._keys.tenant(context.invocation_metadata() or ()) or "")
         try:
-            async with told(context, log):
-                await self._generate(request, context, log, arrival_ns)
+            async with told(context, log), self.doors.visit() as visit:
+                await self._generate(request, context, log, arrival_ns, visit)
         except asyncio.CancelledError:
             late = remaining is not None and time.monotonic() - arrival_ns / 1e9 > remaining - CLOCK_SLACK
             log.status = "DEADLINE_EXCEEDED" if late else "CANCELLED"
@@ -67,7 +69,7 @@ class GenerateService(pb_grpc.GenerateServiceServicer):
             log.write()
 
     async def _generate(
-        self, request: pb.GenerateRequest, context: Context, log: RequestLog, arrival_ns: int
+        self, request: pb.GenerateRequest, context: Context, log: RequestLog, arrival_ns: int, visit: Visit
     ) -> None:
         validate.check_name("request_id", request.request_id)
         request_id = request.request_id or secrets.token_hex(16)
@@ -80,6 +82,7 @@ class GenerateService(pb_grpc.GenerateServiceServicer):
         try:
             generation = await self._begin(request, key, log, arrival_ns)
             while messages := await generation.next():
+                visit.heard = True
                 for message in messages:
                     await context.write(message)
         finally:
@@ -145,6 +148,7 @@ class GenerateService(pb_grpc.GenerateServiceServicer):
     async def _unary(self, context: Context, answer: Callable[[Q], Awaitable[R]], request: Q) -> R:
         log = RequestLog(self._keys.tenant(context.invocation_metadata() or ()) or "")
         async with told(context, log):
+            self.doors.check()
             return await answer(request)
         raise AssertionError("told() ends a failed call")
 

@@ -12,7 +12,7 @@ import pytest
 import zmq.asyncio
 from peers import SERVING, ScriptedDaemon, ScriptedWorker, becomes, collect, ids_of, one_by_one, silent, tell
 
-from gateway.client import CallError, Client
+from gateway.client import Client, Unreachable
 from gateway.config import GatewaySettings
 from holdfast import __version__, settings, wire
 from tests.support.worker_process import TINY
@@ -84,14 +84,15 @@ async def test_sigterm_ends_the_process_after_its_streams(process):
     assert "Traceback" not in err
 
 
-async def test_streams_longer_than_the_grace_are_cancelled_and_their_worker_is_told(process):
+async def test_streams_longer_than_the_grace_are_ended_and_their_worker_is_told(process):
     found, target, worker = process
     async with Client(target) as client:
         running = asyncio.create_task(collect(client.generate([1], retries=0)))
         await worker.until(lambda: worker.jobs)
         found.send_signal(signal.SIGTERM)
-        with pytest.raises(CallError):
+        with pytest.raises(Unreachable) as caught:
             await running
+        assert caught.value.reason == "SHUTTING_DOWN"
         await worker.until(lambda: worker.cancels)
     assert (await finished(found))[0] == 0
 

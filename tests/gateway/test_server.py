@@ -19,7 +19,7 @@ from peers import (
     silent,
 )
 
-from gateway.client import CallError, Client, InvalidRequest
+from gateway.client import Broken, Client, InvalidRequest, Unreachable
 from gateway.config import GatewaySettings
 from gateway.server import Gateway, StartError
 from holdfast.v1 import generate_pb2 as pb
@@ -149,18 +149,72 @@ async def test_a_port_in_use_is_a_clear_error(service, model_folder, run_dir):
     await second.stop()
 
 
-async def test_stopping_lets_streams_finish_and_takes_no_new_ones(serve):
+async def test_stopping_lets_streams_finish_and_refuses_new_calls_as_safe_to_retry(serve):
     async with serve(shutdown_grace=20) as service, service.client(silent) as client:
         worker = service.workers[0]
         running = asyncio.create_task(collect(client.generate([1])))
         await worker.until(lambda: worker.jobs)
-        stopping = asyncio.create_task(service.gateway._server.stop(20))
-        await asyncio.sleep(0.2)
-        with pytest.raises(CallError):
-            await collect(client.generate([1], retries=0))
+        stopping = asyncio.create_task(service.gateway.stop())
+        await becomes(service.target, NOT_SERVING)
+        for late in (collect(client.generate([1], retries=0)), client.tokenize("x")):
+            with pytest.raises(Unreachable) as caught:
+                await late
+            found = caught.value
+            assert (found.code, found.reason) == (grpc.StatusCode.UNAVAILABLE, "SHUTTING_DOWN")
+            assert found.retry_seconds == 1.0
         await worker.emit(worker.jobs[0], [5], 3)
         assert ids_of(await running) == [5]
         await stopping
+
+
+async def test_streams_that_the_grace_ends_hear_whether_they_may_be_sent_again(serve):
+    async with serve(shutdown_grace=0.3) as service, service.client(silent) as client:
+        worker = service.workers[0]
+        streams = [client.generate([n], retries=0) for n in (1, 2)]
+        running = [asyncio.create_task(collect(streams[0])), asyncio.create_task(anext(streams[1]))]
+        await worker.until(lambda: len(worker.jobs) == 2)
+        shown = next(job for job in worker.jobs if job.submit.token_ids[0] == 2)
+        await worker.emit(shown, [5])
+        await running[1]
+        await service.gateway.stop()
+        with pytest.raises(Unreachable) as unheard:
+            await running[0]
+        with pytest.raises(Broken) as heard:
+            await anext(streams[1])
+        await worker.until(lambda: len(worker.cancels) == 2)
+    assert (unheard.value.code, unheard.value.reason) == (grpc.StatusCode.UNAVAILABLE, "SHUTTING_DOWN")
+    assert (heard.value.code, heard.value.reason) == (grpc.StatusCode.ABORTED, "SHUTTING_DOWN")
+
+
+async def test_a_call_that_waits_for_a_worker_is_shown_out_too(serve):
+    async with serve(shutdown_grace=0.3, worker_wait=60) as service, service.client() as client:
+        waiting = asyncio.create_task(collect(client.generate([1], retries=0)))
+        async with asyncio.timeout(20):
+            while not service.gateway._doors._inside:
+                await asyncio.sleep(0.01)
+        await service.gateway.stop()
+        with pytest.raises(Unreachable) as caught:
+            await waiting
+    assert caught.value.reason == "SHUTTING_DOWN"
+
+
+async def test_a_call_that_a_dying_server_cuts_off_is_tried_again():
+    """gRPC's last word to a request that meets a server's end is a bare CANCELLED."""
+
+    async def cut_off(_, context):
+        await context.abort(grpc.StatusCode.CANCELLED, "CANCELLED")
+
+    server = grpc.aio.server()
+    methods = {"Generate": grpc.unary_stream_rpc_method_handler(cut_off)}
+    server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler(SERVICE, methods)])
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    heard = []
+    async with Client(f"127.0.0.1:{port}") as client:
+        with pytest.raises(Unreachable):
+            await collect(client.generate([1], retries=1, on_retry=lambda *told: heard.append(told[1:])))
+    assert heard == [(2, 2)]
+    await server.stop(None)
 
 
 async def test_a_broken_task_of_the_gateway_is_told_not_hidden(service, monkeypatch):

@@ -3,6 +3,7 @@
 import asyncio
 
 import grpc
+import pytest
 from peers import collect, ids_of
 
 from gateway.tracks import BUFFER_TOKENS
@@ -42,6 +43,11 @@ async def stuck(service):
     return channel, call, first
 
 
+async def to_the_end(call):
+    while await call.read() is not grpc.aio.EOF:
+        pass
+
+
 async def test_a_slow_client_gets_every_token_and_disturbs_no_other(service):
     expected = [10 + i % 500 for i in range(TOKENS)]
     async with service.client(flood) as client:
@@ -74,3 +80,15 @@ async def test_the_buffer_of_a_stuck_client_is_bounded(service):
         worker = service.workers[0]
         await worker.until(lambda: worker.cancels)
         await channel.close()
+
+
+async def test_a_stuck_client_does_not_hold_up_the_end(serve, caplog):
+    """Its write cannot finish and its status cannot be sent: the gateway leaves without it, and says nothing wrong."""
+    async with serve(shutdown_grace=0.1) as service, service.client(flood):
+        channel, call, _ = await stuck(service)
+        async with asyncio.timeout(20):
+            await service.gateway.stop()
+        with pytest.raises(grpc.aio.AioRpcError):
+            await to_the_end(call)
+        await channel.close()
+    assert not caplog.records
