@@ -12,8 +12,8 @@ from typing import Any
 
 from kvmanager.attachment import AttachSpec
 from kvmanager.config import KvManagerSettings
-from kvmanager.errors import Mismatch, PoolTooSmall, Unimplemented
-from kvmanager.layout import Geometry, PoolLayout, PoolSpec
+from kvmanager.errors import Invalid, Mismatch, PoolTooSmall, Unimplemented
+from kvmanager.layout import MAX_POOL_BLOCKS, Geometry, PoolLayout, PoolSpec
 from kvmanager.pools import Pool, Pools
 
 
@@ -87,6 +87,13 @@ def pool_spec(spec: AttachSpec, pools: Pools, settings: KvManagerSettings) -> Po
             "a pool needs at least 2",
             blocks=num_blocks,
             block_bytes=layout.block_bytes,
+        )
+    if num_blocks > MAX_POOL_BLOCKS:
+        raise Invalid(
+            f"--kv-memory {settings.cpu_budget} gives {num_blocks} blocks of {layout.block_bytes} bytes, "
+            f"a pool has at most {MAX_POOL_BLOCKS}; lower it to {MAX_POOL_BLOCKS * layout.block_bytes} or less",
+            field="kv_memory",
+            most=MAX_POOL_BLOCKS * layout.block_bytes,
         )
     return PoolSpec(
         name=pools.free_name(spec.model, spec.model_fingerprint),

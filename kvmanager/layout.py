@@ -34,6 +34,7 @@ from kvmanager.records import (
 )
 
 LAYOUT_VERSION: Final = 1
+MAX_POOL_BLOCKS: Final = 2**28  # of a pool
 Buffer = bytes | bytearray | memoryview | mmap
 ITEMSIZE: Final = {"float32": 4, "bfloat16": 2, "float16": 2, "float8_e4m3": 1}
 
@@ -127,7 +128,7 @@ class PoolSpec:
     exporter: str = "memfd"
 
     def __post_init__(self) -> None:
-        within("num_blocks", self.num_blocks, 2, 2**28)
+        within("num_blocks", self.num_blocks, 2, MAX_POOL_BLOCKS)
         within("max_model_len", self.max_model_len, 1, 2**24)
         within("max_num_seqs", self.max_num_seqs, 1, 2**16)
         within("vocab_size", self.vocab_size, 1, 2**31)

@@ -76,6 +76,11 @@ def no_memory(asked: int, available: int) -> NoMemory:
     )
 
 
+def host_bytes() -> int:
+    """All the memory of this host, whoever uses it."""
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
 def available_bytes() -> int:
     """What can be allocated without swapping or meeting a limit: of the host, or of a control group if that is less."""
     return max(min([_host_available(), *_group_rooms()]), 0)

@@ -14,6 +14,8 @@ import click
 
 from holdfast import settings
 from kvmanager.config import KvManagerSettings
+from kvmanager.errors import Invalid
+from kvmanager.memory import host_bytes
 
 
 @click.command()
@@ -27,6 +29,7 @@ def serve(before: Mapping[str, Any] | None, /, **flags: Any) -> int:
     With --keeper SOCKET only the daemon, beside a keeper that runs elsewhere.
     """
     chosen = load(before, flags)
+    check_memory(chosen)
     if chosen.keeper is None:
         start_keeper(chosen, daemon_command(chosen))
     from kvmanager import daemon  # noqa: PLC0415 - numpy and the whole of the state, for this process alone
@@ -52,6 +55,18 @@ def load(before: Mapping[str, Any] | None, flags: Mapping[str, Any]) -> KvManage
     chosen = settings.load(KvManagerSettings, "kvmanager", early | given)
     chosen.sockets.prepare()
     return chosen
+
+
+def check_memory(chosen: KvManagerSettings) -> None:
+    """Invalid for a budget that no pool could have here. Whether it is free is asked when a pool is made."""
+    most = host_bytes()
+    if chosen.num_blocks_override is None and chosen.cpu_budget > most:
+        raise Invalid(
+            f"--kv-memory {chosen.cpu_budget} is more than the {most} bytes ({most / 2**30:.2f} GiB) of this "
+            "host's memory; lower it",
+            field="kv_memory",
+            most=most,
+        )
 
 
 def daemon_command(chosen: KvManagerSettings) -> Sequence[str]:

@@ -14,10 +14,11 @@ import pytest
 
 from holdfast.rundir import RunDir
 from kvmanager import pools as pools_module
-from kvmanager.attach import differences, place
+from kvmanager.attach import differences, geometry_of, place
 from kvmanager.config import KvManagerSettings
-from kvmanager.errors import Mismatch, NoMemory
+from kvmanager.errors import Invalid, Mismatch, NoMemory
 from kvmanager.keeper_link import KeeperError, KeeperLink
+from kvmanager.layout import PoolLayout
 from kvmanager.memory import MemfdExporter
 from kvmanager.messages import SessionId
 from kvmanager.pools import Pools
@@ -66,6 +67,15 @@ def use(pool):
     session = SessionId(os.urandom(16))
     now = time.monotonic_ns()
     return pool.state.attach(session, worker_id="w", endpoint="/w", pid=1, start_time=1, now_ns=now)
+
+
+def test_a_budget_of_more_blocks_than_a_pool_may_have_names_the_flag_and_the_most(keeper, settings):
+    greedy = settings.model_copy(update={"kv_memory": 2**50})
+    with pytest.raises(
+        Invalid, match=r"^--kv-memory \d+ gives \d+ blocks .* at most 268435456; lower it"
+    ) as caught:
+        place(SPEC, new_pools(keeper), greedy)
+    assert int(caught.value.details["most"]) == 2**28 * PoolLayout(geometry_of(SPEC)).block_bytes
 
 
 def test_the_keeper_holds_both_halves_of_a_pool_until_it_is_dropped(keeper, settings):
