@@ -97,7 +97,7 @@ class Pool:
 
     def cache(self, prompt):
         """A finished sequence whose full blocks stay as cache."""
-        opened = self.open(b"\xff" + secrets.token_bytes(15), prompt)
+        opened = self.open(b"\x50" + secrets.token_bytes(15), prompt)
         self.prefill(opened, prompt, FinishReason.LENGTH)
         self.ask(Release(rows=[SequenceRef(opened.sequence, opened.epoch)]))
 
