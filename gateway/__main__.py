@@ -1,6 +1,7 @@
 """The command `gateway`: serve, generate, version. Wires parts; decides nothing."""
 
 import asyncio
+import gc
 import signal
 import sys
 from typing import Any
@@ -46,6 +47,7 @@ async def run(found: GatewaySettings) -> None:
     gateway = Gateway(found)
     try:
         await gateway.start()
+        gc.freeze()  # modules and tokenizer stay: no collection needs to walk them again
         waits = asyncio.create_task(stopping.wait()), asyncio.create_task(gateway.broken())
         done, _ = await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
         for task in done:

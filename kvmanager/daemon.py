@@ -4,6 +4,7 @@ It owns no memory that would be lost with it: everything is a descriptor at the 
 """
 
 import contextlib
+import gc
 import os
 import signal
 import socket
@@ -109,6 +110,7 @@ class Daemon:
         for pool in self.pools:
             self._expect_ends(pool)
         self.view.ready = True
+        gc.freeze()  # modules and tables stay: no collection needs to walk them again
         log.info(
             "daemon ready", pid=os.getpid(), run_dir=str(self.settings.run_dir), pools=len(self.view.pools)
         )
