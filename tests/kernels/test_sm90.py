@@ -33,9 +33,7 @@ def test_compiles_for_sm_90(dim: int, tmp_path: Path) -> None:
     assert kernels["_prefill"]["wgmma"] > 0  # the tensor cores' own instruction, not the older mma.sync
     assert kernels["_prefill"]["cp_async"] > 0  # tiles are loaded ahead
     assert kernels["_decode"]["cp_async"] > 0
-    # The fastest tile spills a little, outside its loop. Heads of 80 and 96 are padded to 128 and pay 32 bytes more for
-    # the masks; their tile was taken over from 128 and has not been measured.
-    assert kernels["_prefill"]["stack"] <= (128 if dim & (dim - 1) == 0 else 160)
+    assert kernels["_prefill"]["stack"] <= 128  # the fastest tile spills a little, outside its loop
     if dim in HEAD_DIMS:
         assert kernels["_hopper_prefill"]["wgmma"] > 0
         assert kernels["_hopper_prefill"]["tma"] > 0
