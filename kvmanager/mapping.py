@@ -24,6 +24,11 @@ DTYPES: Final = {
 }
 
 
+def as_pool(memory: torch.Tensor, layout: PoolLayout, num_blocks: int) -> torch.Tensor:
+    """A pool's bytes (uint8 [size], host or GPU) as blocks of shape `layout.shape(num_blocks)`. No copy."""
+    return memory.view(DTYPES[layout.dtype]).view(layout.shape(num_blocks))
+
+
 class PoolMapping:
     """Maps a pool of `num_blocks` blocks, readable and writable. Mismatch if the descriptor's size is another."""
 
@@ -36,8 +41,8 @@ class PoolMapping:
                 expected=expected,
             )
         memory = mmap.mmap(fd, expected, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
-        flat = torch.frombuffer(memory, dtype=DTYPES[layout.dtype])
-        self._pool: torch.Tensor | None = flat.view(layout.shape(num_blocks))
+        flat = torch.frombuffer(memory, dtype=torch.uint8)
+        self._pool: torch.Tensor | None = as_pool(flat, layout, num_blocks)
 
     @property
     def pool(self) -> torch.Tensor:
