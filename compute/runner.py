@@ -5,7 +5,8 @@ token is drawn is the sampler's.
 """
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -48,6 +49,15 @@ class Runner:
     @property
     def block_size(self) -> int:
         return int(self.pool.shape[4])
+
+    @property
+    def depth(self) -> int:
+        """One step after the other: the cores that would build the next are busy with this one."""
+        return 1
+
+    def launch(self, plan: StepPlan) -> Callable[[], StepResult]:
+        """See `compute.worker.Steps`: the step runs in the call that waits for it."""
+        return partial(self.run, plan)
 
     @torch.inference_mode()
     def run(self, plan: StepPlan) -> StepResult:
