@@ -7,13 +7,14 @@ Owns the order of a step. Which rows, which slots and when is the scheduler's; w
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Final, cast
 
 import torch
 from torch import Tensor
 
 from compute.batch import build
 from compute.kernels import choose
+from compute.kernels.interface import HostKernels
 from compute.model.decoder import Decoder, Progress
 from compute.model_config import ModelConfig
 from compute.plan import CopyOrder, StepPlan, StepResult
@@ -38,6 +39,7 @@ class Runner:
         assert pool.dtype == model.dtype
         assert pool.is_contiguous()
         self.model = model
+        self.kernels = cast("HostKernels", model.kernels)  # a model loaded on the CPU has the CPU's
         self.pool = pool
         self.readout = Readout(model, sampler)
 
@@ -61,7 +63,8 @@ class Runner:
         if not plan.rows:
             return StepResult(())
         batch = build(plan, self.block_size, self.model.device)
-        hidden = self.model.forward(batch, self.pool)
+        step = self.kernels.prepare(batch, self.pool, self.model.specs)
+        hidden = self.model.forward(batch.token_ids, step)
         return StepResult(self.readout.results(plan.rows, batch.row_starts, hidden))
 
     def copy(self, copies: Sequence[CopyOrder]) -> None:
