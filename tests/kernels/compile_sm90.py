@@ -77,6 +77,7 @@ def launch_all(dim: int) -> None:
     from compute.kernels.gpu.norm import add_norm
     from compute.kernels.gpu.prefill import prefill
     from compute.kernels.gpu.rope_kv_write import rope_kv_write
+    from compute.kernels.gpu.sample import Draws, SampleScratch, sample
 
     kind = torch.bfloat16
     kv = KVLayer(torch.empty((4, 2, 2, 8, 16, dim), dtype=kind), 1)
@@ -96,6 +97,9 @@ def launch_all(dim: int) -> None:
     add_norm(x, x.clone(), torch.empty(4096), 1e-5)
     gate(x, "silu")
     copy_blocks(kv.pool, torch.zeros((1, 3), dtype=torch.int32))
+    cpu = torch.device("cpu")
+    logits, scratch = torch.empty((2, 128_256), dtype=kind), SampleScratch.allocate(2, 128_256, cpu)
+    sample(logits, Draws.allocate(2, cpu), torch.zeros(2, dtype=torch.int32), scratch)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 
 HEAD_DIMS = (64, 128)  # that the Gluon prefill takes
-KERNELS = {"_decode", "_prefill", "_rope_kv_write", "_add_norm", "_gate", "_copy_blocks"}
+KERNELS = {
+    "_decode", "_prefill", "_rope_kv_write", "_add_norm", "_gate", "_copy_blocks", "_sample_scan", "_sample_pick",
+}  # fmt: skip
 
 
 def compiled(dim: int, cache: Path) -> dict[str, dict[str, Any]]:
@@ -33,6 +35,7 @@ def test_compiles_for_sm_90(dim: int, tmp_path: Path) -> None:
     assert kernels["_prefill"]["wgmma"] > 0  # the tensor cores' own instruction, not the older mma.sync
     assert kernels["_prefill"]["cp_async"] > 0  # tiles are loaded ahead
     assert kernels["_decode"]["cp_async"] > 0
+    assert kernels["_sample_pick"]["cp_async"] > 0
     assert kernels["_prefill"]["stack"] <= 128  # the fastest tile spills a little, outside its loop
     if dim in HEAD_DIMS:
         assert kernels["_hopper_prefill"]["wgmma"] > 0
