@@ -52,6 +52,9 @@ class Runner:
         """One step after the other: the cores that would build the next are busy with this one."""
         return 1
 
+    def prepare(self) -> None:
+        """Nothing is compiled ahead."""
+
     def launch(self, plan: StepPlan) -> Callable[[], StepResult]:
         """See `compute.worker.Steps`: the step runs in the call that waits for it."""
         return partial(self.run, plan)
@@ -105,7 +108,7 @@ def _load(  # noqa: PLR0917 - what `load` was given, resolved
 ) -> Decoder:
     kernels = choose(config, dtype, device)
     if load_format == "dummy":
-        dummy = Dummy(seed, dtype, norm_offset=config.family.norm_offset)
+        dummy = Dummy(seed, dtype, norm_offset=config.family.norm_offset, device=device)
         return Decoder(config, dummy, kernels, device, progress)
     checkpoint = Checkpoint(folder, dtype)
     try:

@@ -50,6 +50,10 @@ class Steps(Protocol):
         """Steps that may be on their way at once."""
         ...
 
+    def prepare(self) -> None:
+        """Whatever takes long and is done once, before the first step."""
+        ...
+
     def launch(self, plan: StepPlan) -> Landing:
         """Starts a step. The call that comes back waits until it is done."""
         ...
@@ -90,6 +94,7 @@ class Worker:
     def _main(self) -> None:
         try:
             runner = self._load()
+            runner.prepare()
             self._warm_up(runner)
             gc.collect()
             gc.freeze()  # what is loaded stays: no collection walks through it within a step

@@ -9,12 +9,11 @@ the host, within `launch`: the scheduler plans nothing ahead of it.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from typing import Final
 
 import numpy as np
-import structlog
 import torch
 from torch import Tensor
 
@@ -22,9 +21,10 @@ from compute.gpu.frame import Arrays, Frame
 from compute.gpu.graphs import Graphs
 from compute.gpu.inbox import Inbox
 from compute.gpu.ring import Sizes
+from compute.gpu.stream import stream_of
 from compute.kernels.cuda import Step
 from compute.kernels.gpu.copy_blocks import copy_blocks
-from compute.kernels.gpu.sample import sample
+from compute.kernels.gpu.sample import NOT_FINITE, NOTHING_TO_DRAW, Draws, SampleScratch, sample
 from compute.model.decoder import Decoder
 from compute.penalties import touched
 from compute.plan import CopyOrder, RowResult, StepPlan, StepResult, StepRow
@@ -32,21 +32,21 @@ from compute.readout import Readout
 from compute.sampler import Sampler
 from compute.scheduler import Limits
 
+DRAWS: Final = [field.name for field in fields(Draws)]
 FAULTS: Final = {
-    -1: "the model's logits are not finite",
-    -2: "no token can be drawn: every one is banned or has probability 0",
+    NOT_FINITE: "the model's logits are not finite",
+    NOTHING_TO_DRAW: "no token can be drawn: every one is banned or has probability 0",
 }
-
-log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
 class Launched:
     """A step on its way. `order`: the ring's row of each row of the plan."""
 
-    done: torch.cuda.Event
+    wait: Callable[[], object]
     half: int
     order: Sequence[int]
+    draws: Sequence[bool]  # rows of the plan that draw a token
     by_host: dict[int, RowResult]  # by row of the plan
 
 
@@ -62,26 +62,23 @@ class GpuRunner:
         self.inbox = Inbox(sizes, pool, model.config.num_heads)
         self.graphs = Graphs(self.inbox, limits.max_running, limits.max_model_len)
         self.readout = Readout(model, Sampler(model.config.vocab_size))
-        self.stream = torch.cuda.Stream(pool.device)
+        self.scratch = SampleScratch.allocate(limits.max_running, model.config.vocab_size, pool.device)
+        self.stream = stream_of(pool.device)
 
     @property
     def depth(self) -> int:
         return 2
 
     @torch.inference_mode()
-    def capture(self) -> None:
-        """Captures every graph. Called once, before the first step."""
-        wanted = self.graphs.wanted()
-        with torch.cuda.stream(self.stream):
-            for rows, splits in wanted:
-                self.graphs.capture(rows, splits, self.decode)
-            self.inbox.reset()
-            self.stream.synchronize()
-        log.info("graphs captured", graphs=len(wanted))
+    def prepare(self) -> None:
+        """Compiles and captures."""
+        with self.stream.scope():
+            self.graphs.capture(self.stream, self.decode)
+            self.stream.mark()()
 
     @torch.inference_mode()
     def launch(self, plan: StepPlan) -> Callable[[], StepResult]:
-        with torch.cuda.stream(self.stream):
+        with self.stream.scope():
             self.copy(plan.copies)
             if not plan.rows:
                 return partial(StepResult, ())
@@ -89,9 +86,10 @@ class GpuRunner:
 
     def land(self, step: Launched) -> StepResult:
         """Waits for a step. A row that cannot go on has `error` set and no token."""
-        step.done.synchronize()
+        step.wait()
         answers = self.inbox.ring.answers[step.half][step.order].tolist()
-        return StepResult([step.by_host.get(i) or result(token) for i, token in enumerate(answers)])
+        rows = zip(answers, step.draws, strict=True)
+        return StepResult([step.by_host.get(i) or result(*row) for i, row in enumerate(rows)])
 
     # ------------------------------------------------------------------------------------------- a step
 
@@ -104,15 +102,15 @@ class GpuRunner:
             padded, graph = self.graphs.find(singles, longest)
             half = self.inbox.ring.write(ordered, Frame(padded, padded))
             graph.replay()
-            hidden = graph.hidden
+            hidden = graph.output
         else:
             tokens = sum(len(row.token_ids) for row in ordered)
             frame = Frame(len(ordered), tokens)
             half = self.inbox.ring.write(ordered, frame)
             hidden = self.mixed(frame, ordered, singles, longest)
-        done = torch.cuda.Event(blocking=True)
-        done.record()
-        return Launched(done, half, order, self.by_host(rows, order, ordered, hidden))
+        wait = self.stream.mark()
+        by_host = self.by_host(rows, order, ordered, hidden)
+        return Launched(wait, half, order, [row.sample for row in rows], by_host)
 
     def decode(self, frame: Frame, splits: int) -> Tensor:
         """A step whose rows all have one token: what a graph holds."""
@@ -133,7 +131,8 @@ class GpuRunner:
         is the last of its row."""
         hidden = self.model.forward(arrays.ids, step)
         lasts = hidden if every else hidden.index_select(0, arrays.lasts)
-        sample(self.model.raw_logits(lasts), arrays, self.inbox.drawn[:rows])
+        draws = Draws(**{name: getattr(arrays, name) for name in DRAWS})
+        sample(self.model.raw_logits(lasts), draws, self.inbox.drawn[:rows], self.scratch)
         self.inbox.publish(rows)
         return hidden
 
@@ -161,7 +160,9 @@ def drawn_by_host(row: StepRow) -> bool:
     return bool(row.prompt_logprobs) or (row.sample and (bool(row.logprobs) or touched(row)))
 
 
-def result(token: int) -> RowResult:
+def result(token: int, drawn: bool) -> RowResult:
+    if not drawn:
+        return RowResult()
     return RowResult(token_id=token) if token >= 0 else RowResult(error=FAULTS[token])
 
 

@@ -31,6 +31,9 @@ class Runner:
         self.depth = 1
         self.fails_after = fails_after
 
+    def prepare(self) -> None:
+        pass
+
     def launch(self, plan: StepPlan) -> Callable[[], StepResult]:
         return partial(self.run, plan)
 
