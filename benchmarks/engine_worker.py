@@ -12,7 +12,6 @@ import signal
 import threading
 from collections.abc import Callable
 from importlib.metadata import version
-from pathlib import Path
 from statistics import median
 from types import FrameType
 from typing import Any

@@ -120,14 +120,15 @@ def _load(  # noqa: PLR0917 - what `load` was given, resolved
 
 
 def resolve_dtype(config: ModelConfig, dtype: str, device: str = "cpu") -> str:
-    """The dtype that `auto` means: bfloat16 where the device multiplies it natively, else float32.
+    """The dtype that `auto` means: on a GPU the model's own if it has 16 bits, else bfloat16; on the CPU bfloat16 where
+    it multiplies that natively, else float32.
 
-    A model stored as float32 is run as float32. float16 on the CPU has no fast path, so auto never picks it there.
+    On the CPU a model stored as float32 is run as float32, and float16 has no fast path, so auto never picks it there.
     """
     if dtype != "auto":
         return dtype
     if device != "cpu":
-        return "bfloat16" if config.dtype is None else config.dtype
+        return config.dtype if config.dtype in {"bfloat16", "float16"} else "bfloat16"
     if config.dtype == "float32":
         return "float32"
     native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
