@@ -57,7 +57,7 @@ class Step:
 
 
 class CudaKernels:
-    """See `interface.Kernels`. bfloat16 and float16; one step at a time."""
+    """See `interface.Kernels`. bfloat16 and float16, over a pool of the same or of e4m3; one step at a time."""
 
     def __init__(self) -> None:
         self.scratches: dict[tuple[int, int], Scratch] = {}  # by splits and G
