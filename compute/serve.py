@@ -81,7 +81,7 @@ def model_len(settings: ComputeSettings, config: ModelConfig) -> int:
 
 def attach_spec(settings: ComputeSettings, config: ModelConfig, bounds: Bounds) -> AttachSpec:
     dtype = resolve_dtype(config, settings.dtype)
-    geometry = config.geometry(settings.block_size, dtype)
+    geometry = config.geometry(settings.block_size, settings.kv_dtype(dtype))
     return AttachSpec(
         model=settings.model_name,
         model_fingerprint=fingerprint(settings.model, settings.load_format, settings.seed),
@@ -144,7 +144,7 @@ def loader(settings: ComputeSettings, config: ModelConfig, attachment: Attachmen
     def make() -> Runner:
         torch.set_num_threads(settings.threads)  # of this thread: the only one that computes
         dtype = resolve_dtype(config, settings.dtype)
-        layout = PoolLayout(config.geometry(settings.block_size, dtype))
+        layout = PoolLayout(config.geometry(settings.block_size, settings.kv_dtype(dtype)))
         mapping = PoolMapping(attachment.pool_fd, layout, attachment.num_blocks)
         model = load(settings.model, dtype, load_format=settings.load_format, seed=settings.seed)
         log.info("weights loaded", model=settings.model_name, dtype=dtype, threads=settings.threads)

@@ -58,7 +58,7 @@ class Step:
 
 
 class CudaKernels:
-    """See `interface.Kernels`. bfloat16 and float16."""
+    """See `interface.Kernels`. bfloat16 and float16, over a pool of the same or of e4m3."""
 
     def norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         return add_norm(x, None, weight, eps)

@@ -7,7 +7,7 @@ import torch
 from compute.batch import Batch, Ints, build
 from compute.kernels.cuda import Chunks, CudaKernels, Decode, Step
 from compute.kernels.gpu.decode import Scratch
-from compute.kernels.gpu.layer import KVLayer
+from compute.kernels.gpu.layer import KVLayer, scales_of
 from compute.kernels.interface import AttentionSpec
 from compute.kernels.torch_cpu import TorchKernels
 from compute.model.hf_config import Rope
@@ -15,6 +15,7 @@ from compute.model.rope import RotaryTable
 from compute.plan import StepPlan, StepRow
 from compute.request import SamplingParams
 from kvmanager.messages import SequenceId
+from tests.kernels.paged import Case, moved, poisoned, quantised
 
 BLOCK = 16
 
@@ -116,6 +117,27 @@ def test_a_step_attends_as_torch_does(
     exact = plain.attend(attention, qkv.clone(), plain.prepare(batch, theirs, [attention]))
     assert relative(answer, exact[: batch.num_tokens]) < 5e-3
     assert relative(mine, theirs) < 1e-3
+
+
+@pytest.mark.parametrize("plan", list(PLANS), ids=str)
+def test_a_step_over_e4m3_attends_as_torch_does_over_what_it_stands_for(
+    plan: str, device: torch.device
+) -> None:
+    """Written and read by the same step; torch's pool is given what the other one holds."""
+    batch = build(StepPlan(number=1, rows=PLANS[plan]), BLOCK, device)
+    attention = spec(device, window=24, normed=True, softcap=9.0)
+    case = Case(lengths=(), counts=(), block_size=BLOCK, fp8=True)
+    narrow = moved(poisoned(case, 50, torch.device("cpu")), device)
+    stored, scales = quantised(torch.randn(narrow.shape, device=device))
+    narrow.copy_(stored)
+    scales_of(narrow).copy_(scales)
+    wide = (narrow.float() * scales_of(narrow)[..., None]).half()
+    qkv = torch.randn(len(batch.token_ids), 8 * 64, device=device).half()
+    plain = TorchKernels()
+    answer = CudaKernels().attend(attention, qkv[: batch.num_tokens].clone(), step_of(batch, narrow))
+    exact = plain.attend(attention, qkv.clone(), plain.prepare(batch, wide, [attention]))
+    assert relative(narrow.float() * scales_of(narrow)[..., None], wide) < 2e-2
+    assert relative(answer, exact[: batch.num_tokens]) < 5e-2
 
 
 def test_norms_and_gates_are_the_seam_s(device: torch.device) -> None:
