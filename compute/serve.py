@@ -8,6 +8,8 @@ import secrets
 import signal
 import sys
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from types import FrameType
 from typing import Final
 
@@ -17,6 +19,7 @@ import zmq
 
 from compute.codec import Bounds
 from compute.config import ComputeSettings
+from compute.device import peak_bytes, resolve, uuid_of
 from compute.fingerprint import fingerprint
 from compute.front import Front
 from compute.link import End, Link
@@ -29,8 +32,8 @@ from compute.weights import WeightsError
 from compute.worker import Worker
 from kvmanager.client import Attachment, AttachSpec, DaemonLink, attach
 from kvmanager.errors import Invalid, Unimplemented
+from kvmanager.gpu_mapping import map_pool
 from kvmanager.layout import PoolLayout
-from kvmanager.mapping import PoolMapping
 
 JOIN_S: Final = 5.0
 LAST_WORDS_MS: Final = 200  # for the heartbeat that says it drained
@@ -49,7 +52,10 @@ def serve(settings: ComputeSettings) -> int:
     front = Front(context, settings.sockets.prepare().worker(settings.worker_id), bounds)
     try:
         spec = attach_spec(settings, config, bounds)
-        with attach(settings.sockets, spec, settings.attach_timeout) as attachment:
+        stated = partial(
+            with_device, spec, resolve(settings.device)
+        )  # after the connect: it starts CUDA's driver
+        with attach(settings.sockets, stated, settings.attach_timeout) as attachment:
             say_attached(settings, bounds, attachment)
             return run(settings, config, context, front, attachment)
     finally:
@@ -80,14 +86,15 @@ def model_len(settings: ComputeSettings, config: ModelConfig) -> int:
 
 
 def attach_spec(settings: ComputeSettings, config: ModelConfig, bounds: Bounds) -> AttachSpec:
-    dtype = resolve_dtype(config, settings.dtype)
+    kind = resolve(settings.device)
+    dtype = resolve_dtype(config, settings.dtype, kind)
     geometry = config.geometry(settings.block_size, dtype)
     return AttachSpec(
         model=settings.model_name,
         model_fingerprint=fingerprint(settings.model, settings.load_format, settings.seed),
         dtype=dtype,
         vocab_size=config.vocab_size,
-        device="cpu",
+        device=kind,
         num_layers=geometry.num_layers,
         num_kv_heads=geometry.num_kv_heads,
         head_dim=geometry.head_dim,
@@ -97,7 +104,24 @@ def attach_spec(settings: ComputeSettings, config: ModelConfig, bounds: Bounds) 
         max_num_seqs=settings.max_num_seqs,
         worker_id=settings.worker_id,
         endpoint=str(settings.sockets.worker(settings.worker_id)),
+        peak_bytes=0 if kind == "cpu" else need(settings, config, dtype, bounds),
     )
+
+
+def need(settings: ComputeSettings, config: ModelConfig, dtype: str, bounds: Bounds) -> int:
+    """Device memory beside the pool."""
+    return peak_bytes(
+        config,
+        dtype,
+        max_num_seqs=settings.max_num_seqs,
+        max_num_batched_tokens=settings.max_num_batched_tokens,
+        max_model_len=bounds.max_model_len,
+    )
+
+
+def with_device(spec: AttachSpec, kind: str) -> AttachSpec:
+    """The spec, with the device as the daemon knows it."""
+    return replace(spec, device=uuid_of(kind))
 
 
 def run(
@@ -145,7 +169,7 @@ def loader(settings: ComputeSettings, config: ModelConfig, attachment: Attachmen
         torch.set_num_threads(settings.threads)  # of this thread: the only one that computes
         dtype = resolve_dtype(config, settings.dtype)
         layout = PoolLayout(config.geometry(settings.block_size, dtype))
-        mapping = PoolMapping(attachment.pool_fd, layout, attachment.num_blocks)
+        mapping = map_pool(attachment, layout)
         model = load(settings.model, dtype, load_format=settings.load_format, seed=settings.seed)
         log.info("weights loaded", model=settings.model_name, dtype=dtype, threads=settings.threads)
         return Runner(model, mapping.pool, Sampler(config.vocab_size))
