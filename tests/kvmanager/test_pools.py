@@ -78,6 +78,14 @@ def test_a_budget_of_more_blocks_than_a_pool_may_have_names_the_flag_and_the_mos
     assert int(caught.value.details["most"]) == 2**28 * PoolLayout(geometry_of(SPEC)).block_bytes
 
 
+def test_a_budget_above_the_hosts_memory_is_refused_where_a_pool_of_the_host_is_made(keeper, settings):
+    greedy = settings.model_copy(update={"kv_memory": 900 * 2**40})
+    large = replace(SPEC, num_layers=64, num_kv_heads=64, head_dim=128)
+    with pytest.raises(Invalid, match=r"^--kv-memory 989560464998400 is more than the \d+ bytes .* lower it"):
+        place(large, new_pools(keeper), greedy)
+    assert keeper.names() == []
+
+
 def test_the_keeper_holds_both_halves_of_a_pool_until_it_is_dropped(keeper, settings):
     pools = new_pools(keeper)
     pool = place(SPEC, pools, settings)
