@@ -31,6 +31,7 @@ from compute.model_config import ModelConfig
 from compute.scheduler import Scheduler
 from compute.serve import attach_spec, limits, loader, model_len, with_device
 from compute.worker import Steps, Worker
+from holdfast import logs
 from holdfast import settings as holdfast_settings
 from kvmanager.client import Attachment, DaemonLink, attach
 from kvmanager.messages import WorkerState
@@ -141,10 +142,10 @@ def say_when_ready(parts: Parts, stacks: tuple[Stack, ...], ready: threading.Eve
 @click.command()
 @holdfast_settings.options(ComputeSettings)
 def main(**flags: Any) -> None:
-    settings = holdfast_settings.load(ComputeSettings, "compute", flags)
+    settings = holdfast_settings.load(ComputeSettings, "compute", flags | {"worker_id": "d"})
+    logs.configure("compute", settings.log_format, settings.log_level)
     config = ModelConfig.from_folder(settings.model)
     bounds = Bounds(config.vocab_size, model_len(settings, config))
-
     stated = partial(with_device, attach_spec(settings, config, bounds))
     with attach(settings.sockets, stated, settings.attach_timeout) as attachment:
         parts = Parts(settings, attachment)
