@@ -160,6 +160,9 @@ def test_the_service_keeps_a_gpu_pool_over_dead_workers_and_a_dead_daemon(alloca
         with child("worker", service.path, "writer", "write", 77, 3.5) as writer:
             kill_while_it_computes(writer)
         eventually(lambda: not service.status().workers)
+        lost, gone = service.log("worker lost")[-1], service.log("worker gone")[-1]
+        print("seen dying", lost, "proven dead", gone)
+        assert lost["reason"] == "its attachment closed"  # before the driver let its process end
         first = service.status()
         os.kill(first.pid, signal.SIGKILL)
         eventually(service.status, lambda status: status.pid != first.pid and status.pools)
