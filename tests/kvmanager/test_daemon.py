@@ -26,6 +26,7 @@ from kvmanager.errors import (
     NotFound,
     PoolTooSmall,
     Unavailable,
+    Unimplemented,
 )
 from kvmanager.messages import Commit, FinishReason, Grant, Heartbeat, Release, SequenceRef, WorkerState
 from tests.kvmanager.processes import (

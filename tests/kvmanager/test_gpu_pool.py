@@ -159,6 +159,7 @@ def test_an_idle_pool_of_the_same_gpu_makes_room_and_one_of_the_host_does_not():
         assert service.used_bytes() == 2 * 26 * MIB
 
 
+@pytest.mark.full
 def test_a_daemon_that_waits_for_an_allocator_beats():
     """The allocator stands still for longer than the keeper bears silence."""
     with GpuService("--kv-memory=4MiB", gpu="slow=6") as service:

@@ -209,6 +209,25 @@ def test_every_field_that_must_agree_is_compared_and_named(keeper, settings, fie
         place(other, pools, settings)
 
 
+BEATS = """
+import pathlib, sys, time
+from kvmanager.keeper_link import KeeperLink
+keeper = KeeperLink(pathlib.Path(sys.argv[1]))
+for _ in range(600):
+    keeper.settle()
+    keeper.beat()
+    time.sleep(0.0005)
+print(keeper.names())
+"""
+
+
+def test_a_link_may_beat_for_minutes_without_a_request(keeper, run_dir):
+    """600 beats are two minutes' worth; the kernel holds fewer than 300 answers. Who beats is killed if it stops."""
+    command = [sys.executable, "-c", BEATS, str(run_dir / "keeper.sock")]
+    done = subprocess.run(command, env=ENVIRON, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True)
+    assert done.stdout == "[]\n"
+
+
 def test_a_keeper_that_is_gone_is_an_error_not_a_hang(tmp_path):
     with pytest.raises(KeeperError, match="no keeper"):
         KeeperLink(tmp_path / "keeper.sock")

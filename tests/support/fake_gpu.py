@@ -1,8 +1,9 @@
 """A GPU made of host memory behind `kvmanager.gpu_driver.Driver`: allocations are memfds, addresses this process's own.
 
 What it keeps of the real one: an exported descriptor alone keeps an allocation, a legacy handle is good only while the
-process that allocated lives, memory is used for as long as anybody holds it, reserved addresses fault. FAKE_GPU describes it,
-such as `id=5,total=67108864,vmm=1,legacy=1,mps=0`; only the tests' modules read that. Memory is counted by `id`.
+process that allocated lives, memory is used for as long as anybody holds it, reserved addresses fault. FAKE_GPU
+describes it, such as `id=5,total=67108864,vmm=1,legacy=1,mps=0`; only the tests' modules read that. Memory is counted
+by `id`.
 """
 
 import ctypes
@@ -45,7 +46,7 @@ def used_bytes(number=0):
     sizes = {}
     for link in Path("/proc").glob("[0-9]*/fd/*"):
         try:
-            if f"{NAME}{number} " in os.readlink(link):
+            if f"{NAME}{number} " in str(link.readlink()):
                 status = link.stat()
                 sizes[status.st_ino] = status.st_size
         except OSError:
@@ -99,7 +100,7 @@ class FakeGpu:
         return os.dup(handle)
 
     def import_fd(self, fd):
-        if NAME not in os.readlink(f"/proc/self/fd/{fd}"):
+        if NAME not in str(Path(f"/proc/self/fd/{fd}").readlink()):
             raise DriverError("cuMemImportFromShareableHandle", "CUDA_ERROR_INVALID_VALUE")
         return os.dup(fd)
 
