@@ -7,8 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from compute import logprobs as module
-from compute.logprobs import logprobs, prompt_logprobs
+from compute.logprobs import logprobs
 
 quick = settings(max_examples=50, deadline=None)
 
@@ -68,12 +67,3 @@ def test_an_excluded_token_has_minus_infinity():
 def test_zero_of_the_best_is_the_chosen_token_alone():
     (record,) = logprobs(random_logits(3, 1), [7], [0])
     assert record.top == ()
-
-
-@pytest.mark.parametrize("count", [0, 1, 7, 8, 9, 20])
-def test_prompt_logprobs_are_the_same_in_chunks(count, monkeypatch):
-    monkeypatch.setattr(module, "CHUNK", 8)
-    logits = random_logits(5, count)
-    targets = [(i * 13) % 50 for i in range(count)]
-    assert prompt_logprobs(logits, targets, 4) == logprobs(logits, targets, [4] * count)
-    assert [record.token_id for record in prompt_logprobs(logits, targets, 4)] == targets

@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 import torch
 
+from compute import readout
 from compute.plan import CopyOrder, StepPlan
 from compute.runner import load
 from tests.support import hf
@@ -59,8 +60,11 @@ def test_a_row_that_is_not_a_number_fails_alone(runner):
     assert results[1].error is not None
 
 
+@pytest.mark.parametrize("scored", [5, 256])
 @pytest.mark.parametrize("chunk", [None, 16, 7, 1])
-def test_prompt_logprobs_are_the_same_however_the_prompt_is_cut(runner, chunk):
+def test_prompt_logprobs_are_the_same_however_the_prompt_is_cut(runner, chunk, scored, monkeypatch):
+    """Into chunks of a step, and into parts whose logits are made at once."""
+    monkeypatch.setattr(readout, "SCORED", scored)
     folder, prompts, expected = hf.reference("llama", "gqa")
     prompt = prompts[0]
     streams = open_streams(runner, [prompt, prompts[4]], COUNT)

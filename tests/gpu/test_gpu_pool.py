@@ -32,7 +32,8 @@ SLACK = 256 * 2**20  # what else may come and go on the device meanwhile
 @pytest.fixture(scope="module", autouse=True)
 def _modules_are_found_by_children():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), str(ROOT / "proto")]))
+        paths = [str(ROOT), str(ROOT / "proto"), os.environ.get("PYTHONPATH", "")]
+        patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, paths)))
         yield
 
 
