@@ -17,6 +17,20 @@ BLOCK: Final = 1024
 
 
 @triton.jit
+def activated(x, KIND: tl.constexpr):
+    """float32, elementwise."""
+    if KIND == 0:
+        x = x / (1 + tl.exp(-x))
+    elif KIND == 1:
+        # 0.5 · (1 + tanh(u)) is the logistic function of 2u.
+        u = 0.7978845608028654 * (x + 0.044715 * x * x * x)
+        x = x / (1 + tl.exp(-2 * u))
+    else:
+        x = 0.5 * x * (1 + tl.erf(x * 0.7071067811865476))
+    return x
+
+
+@triton.jit
 def _gate(
     x,  # [T, 2F]
     out,  # [T, F]
@@ -30,14 +44,7 @@ def _gate(
     there = columns < size
     left = tl.load(x + row * x_stride + columns, mask=there, other=0.0).to(tl.float32)
     right = tl.load(x + row * x_stride + size + columns, mask=there, other=0.0).to(tl.float32)
-    if KIND == 0:
-        left = left / (1 + tl.exp(-left))
-    elif KIND == 1:
-        # 0.5 · (1 + tanh(u)) is the logistic function of 2u.
-        u = 0.7978845608028654 * (left + 0.044715 * left * left * left)
-        left = left / (1 + tl.exp(-2 * u))
-    else:
-        left = 0.5 * left * (1 + tl.erf(left * 0.7071067811865476))
+    left = activated(left, KIND)
     tl.store(out + row * size + columns, (left * right).to(out.dtype.element_ty), mask=there)
 
 
