@@ -11,6 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from compute.kernels.gpu.layer import require
+from compute.kernels.gpu.overlap import overlaps, take_turns
 
 KINDS: Final = {"silu": 0, "gelu_tanh": 1, "gelu": 2}
 BLOCK: Final = 1024
@@ -37,8 +38,10 @@ def _gate(
     size,
     x_stride,
     KIND: tl.constexpr,
+    OVERLAPS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
+    take_turns(OVERLAPS)
     row = tl.program_id(0).to(tl.int64)
     columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     there = columns < size
@@ -56,5 +59,15 @@ def gate(x: Tensor, activation: str) -> Tensor:
     out = torch.empty((rows, size), dtype=x.dtype, device=x.device)
     if rows:
         grid = (rows, triton.cdiv(size, BLOCK))
-        _gate[grid](x, out, size, x.stride(0), KIND=KINDS[activation], BLOCK=BLOCK, num_warps=4)
+        _gate[grid](
+            x,
+            out,
+            size,
+            x.stride(0),
+            KIND=KINDS[activation],
+            OVERLAPS=overlaps(),
+            BLOCK=BLOCK,
+            num_warps=4,
+            launch_pdl=overlaps(),
+        )
     return out

@@ -21,10 +21,10 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from compute.kernels.gpu.gate import KINDS, activated
 from compute.kernels.gpu.layer import DTYPES, require
+from compute.kernels.gpu.overlap import overlaps, take_turns
 
 MAX_ROWS: Final = 16
 PARTIAL_SUMS: Final = 2**22  # of a launch, in all
@@ -132,11 +132,9 @@ def _skinny(
     turns = tl.cdiv(size_k, BLOCK_K)
     begin = cut * turns // CUTS * BLOCK_K
     end = (cut + 1) * turns // CUTS * BLOCK_K
-    if OVERLAPS:
-        gdc_launch_dependents()
-        if AHEAD > 0:
-            _prefetch(weights + tl.minimum(begin, size_k - AHEAD), row_starts, AHEAD, PIECES)
-        gdc_wait()
+    if OVERLAPS and AHEAD > 0:
+        _prefetch(weights + tl.minimum(begin, size_k - AHEAD), row_starts, AHEAD, PIECES)
+    take_turns(OVERLAPS)
 
     token = tl.arange(0, BLOCK_T)
     columns = tl.arange(0, BLOCK_K)
@@ -191,6 +189,7 @@ def skinny(
     if tile.cuts > 1:
         fits = strips <= MAX_STRIPS and strips * tile.cuts * tile.block_n * block_t <= PARTIAL_SUMS
         require(fits, f"{tile.cuts} cuts of {strips} strips do not fit the scratch")
+    may_overlap = overlaps() and tile.ahead is not None
     pieces = max(32 * tile.warps // tile.block_n, 1)
     ahead = min(tile.ahead or 0, size_k) // (WIDEST_LOAD * pieces) * (WIDEST_LOAD * pieces)
     out = torch.empty((tokens, outputs), dtype=x.dtype, device=x.device)
@@ -215,11 +214,11 @@ def skinny(
         BLOCK_K=tile.block_k,
         BLOCK_T=block_t,
         STAGES=tile.stages,
-        OVERLAPS=tile.ahead is not None,
+        OVERLAPS=may_overlap,
         AHEAD=ahead,
         PIECES=pieces,
         num_warps=tile.warps,
-        launch_pdl=tile.ahead is not None,
+        launch_pdl=may_overlap,
     )
     return out
 
