@@ -64,8 +64,7 @@ class Engine:
         assert self.worker.stdout is not None
         line = self.worker.stdout.readline()
         if not line:
-            self.log.seek(0)
-            raise RuntimeError(f"the worker did not start:\n{self.log.read().decode()}")
+            raise RuntimeError(f"the worker did not start:\n{self.tail()}")
         self.facts: dict[str, Any] = json.loads(line)
         self.through_daemon = Client(self.run_dir / "worker-d.sock")
         self.in_process = Client(self.run_dir / "worker-l.sock")
@@ -73,6 +72,12 @@ class Engine:
     def start(self, *argv: str, stdout: int | None = None) -> subprocess.Popen[bytes]:
         command = [sys.executable, "-m", *argv]
         return subprocess.Popen(command, stdout=stdout or self.log, stderr=self.log, env=environment())
+
+    def tail(self) -> str:
+        """What the processes logged last, but for requests that ended."""
+        self.log.seek(0)
+        lines = self.log.read().decode().splitlines()
+        return "\n".join([line for line in lines if "request ended" not in line][-30:])
 
     def close(self) -> None:
         for client in (self.through_daemon, self.in_process):
@@ -92,6 +97,9 @@ def engine(kv_memory: str) -> Iterator[Engine]:
         one = Engine(Path(name), kv_memory)
         try:
             yield one
+        except BaseException:
+            print(one.tail(), file=sys.stderr)
+            raise
         finally:
             one.close()
 

@@ -11,6 +11,7 @@ import json
 import signal
 import threading
 from collections.abc import Callable
+from functools import partial
 from importlib.metadata import version
 from statistics import median
 from types import FrameType
@@ -28,8 +29,9 @@ from compute.link import Link
 from compute.mailbox import Inbox, Outbox, ToLink, ToStep
 from compute.model_config import ModelConfig
 from compute.scheduler import Scheduler
-from compute.serve import attach_spec, limits, loader, model_len
+from compute.serve import attach_spec, limits, loader, model_len, with_device
 from compute.worker import Steps, Worker
+from holdfast import logs
 from holdfast import settings as holdfast_settings
 from kvmanager.client import Attachment, DaemonLink, attach
 from kvmanager.messages import WorkerState
@@ -140,14 +142,12 @@ def say_when_ready(parts: Parts, stacks: tuple[Stack, ...], ready: threading.Eve
 @click.command()
 @holdfast_settings.options(ComputeSettings)
 def main(**flags: Any) -> None:
-    settings = holdfast_settings.load(ComputeSettings, "compute", flags)
+    settings = holdfast_settings.load(ComputeSettings, "compute", flags | {"worker_id": "d"})
+    logs.configure("compute", settings.log_format, settings.log_level)
     config = ModelConfig.from_folder(settings.model)
     bounds = Bounds(config.vocab_size, model_len(settings, config))
-
-    def spec() -> Any:
-        return attach_spec(settings, config, bounds)
-
-    with attach(settings.sockets, spec, settings.attach_timeout) as attachment:
+    stated = partial(with_device, attach_spec(settings, config, bounds))
+    with attach(settings.sockets, stated, settings.attach_timeout) as attachment:
         parts = Parts(settings, attachment)
         by_daemon, local = parts.stacks()
         ended = threading.Event()

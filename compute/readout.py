@@ -18,6 +18,7 @@ from compute.sampler import Drawn, Sampler
 from kvmanager.messages import SequenceId
 
 MAX_CARRIED: Final = 1024
+SCORED: Final = 256  # prompt tokens at a time: their logits are a quarter of a gigabyte for 128k tokens
 
 
 class Readout:
@@ -78,8 +79,13 @@ class Readout:
             self.carry(row.sequence, end, hidden[start + end - row.start - 1])
         if not len(states):
             return ()
-        places = range(len(states))
-        return prompt_logprobs(self.logits(states, places), row.history[first:end], row.prompt_logprobs)
+        scores: list[Logprob] = []
+        for at in range(0, len(states), SCORED):
+            part = states[at : at + SCORED]
+            logits = self.logits(part, range(len(part)))
+            targets = row.history[first + at : min(first + at + SCORED, end)]
+            scores += prompt_logprobs(logits, targets, row.prompt_logprobs)
+        return scores
 
     def carry(self, sequence: SequenceId, position: int, state: Tensor) -> None:
         self.carried[sequence] = (position, state.clone().unsqueeze(0))

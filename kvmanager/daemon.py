@@ -167,9 +167,14 @@ class Daemon:
         signal.set_wakeup_fd(wake.fileno(), warn_on_full_buffer=False)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._stop)
-        signal.signal(signal.SIGALRM, lambda *_: self.keeper.beat())
+        signal.signal(signal.SIGALRM, self._alarm)
         self._wake = (wake, poked)
         self.loop.watch(poked.fileno(), lambda: void(poked.recv(64)))
+
+    def _alarm(self, _number: int, _frame: object) -> None:
+        if self._busy:  # no request to the keeper is under way, whose answer this could take
+            self.keeper.settle()
+            self.keeper.beat()
 
     def _stop(self, _number: int, _frame: object) -> None:
         self.stopping = True

@@ -88,9 +88,9 @@ def find(driver: Driver, device: str) -> int:
     return devices.index(device)
 
 
-def unavailable(device: str, error: DriverError) -> KvError:
+def unavailable(device: str, error: DriverError, more: str = "") -> KvError:
     """What a user is told about a call that should not have failed."""
-    return Unavailable(f"{device}: {error.call} failed with {error.name}", cuda=error.name)
+    return Unavailable(f"{device}: {error.call} failed with {error.name}{more}", cuda=error.name)
 
 
 class CudaDriver:

@@ -189,6 +189,6 @@ def open_memory(driver: Driver, fd: int, allocation: int, wanted: tuple[str, str
 
 
 def refused(device: str, exporter: str, error: DriverError) -> KvError:
-    told = unavailable(device, error)
-    told.message += f"; the pool is shared as {exporter}, and must be of this GPU and this driver"
-    return told
+    return unavailable(
+        device, error, f"; the pool is shared as {exporter}, and must be of this GPU and this driver"
+    )

@@ -1,8 +1,10 @@
 """Where the arrays of a step stand in the words that travel to the GPU: one frame a step, the same on both sides.
 
-    uniform (float64) | temperature … lasts, a word a row | starts, rows + 1 | ids … write_slots, a word a token
+    uniform (float64) | temperature … chunk_lengths, a word a row | starts, rows + 1 | ids … write_slots, a word a token
 
-Block tables travel beside the frame. Arithmetic only: numpy cuts the host's side, torch the device's.
+Every array begins at a multiple of 16 bytes, whatever the step: a kernel is compiled for how its arguments are aligned,
+and no step may wait for a compiler. Block tables travel beside the frame. Arithmetic only: numpy cuts the host's side,
+torch the device's.
 """
 
 from dataclasses import dataclass
@@ -13,8 +15,9 @@ import torch
 from numpy.typing import NDArray
 
 FLOATS: Final = ("temperature", "top_p", "min_p")
-PER_ROW: Final = (*FLOATS, "top_k", "wanted", "lengths", "lasts")
+PER_ROW: Final = (*FLOATS, "top_k", "wanted", "lengths", "lasts", "chunk_lengths")
 PER_TOKEN: Final = ("ids", "positions", "write_blocks", "write_slots")
+ALIGNED: Final = 4  # words
 Words = NDArray[np.int32]
 
 
@@ -29,6 +32,7 @@ class Arrays(NamedTuple):
     wanted: Any  # [rows] whether a token is drawn
     lengths: Any  # [rows] tokens with KV once the step has written; 0 is padding
     lasts: Any  # [rows] the row's last token of this step
+    chunk_lengths: Any  # [rows] the lengths of the rows of more than one token, from the first of them
     starts: Any  # [rows + 1] first token of each row of more than one token, from the first of them
     ids: Any  # [tokens] token id; below 0: drawn by row -1 - id of the step before
     positions: Any  # [tokens]
@@ -44,16 +48,16 @@ class Frame:
     tokens: int
 
     @property
-    def ids_at(self) -> int:
-        return 2 * self.rows + len(PER_ROW) * self.rows + self.rows + 1
+    def lengths_at(self) -> int:
+        return aligned(2 * self.rows) + PER_ROW.index("lengths") * aligned(self.rows)
 
     @property
-    def lengths_at(self) -> int:
-        return 2 * self.rows + PER_ROW.index("lengths") * self.rows
+    def ids_at(self) -> int:
+        return aligned(2 * self.rows) + len(PER_ROW) * aligned(self.rows) + aligned(self.rows + 1)
 
     @property
     def words(self) -> int:
-        return self.ids_at + len(PER_TOKEN) * self.tokens
+        return self.ids_at + len(PER_TOKEN) * aligned(self.tokens)
 
     def on_host(self, words: Words) -> Arrays:
         return Arrays(**self._cut(words, np.float32, np.float64))
@@ -62,16 +66,16 @@ class Frame:
         return Arrays(**self._cut(words, torch.float32, torch.float64))
 
     def _cut(self, words: Any, float32: Any, float64: Any) -> dict[str, Any]:
-        """Views of `words`, the first of which is aligned to eight bytes."""
-        rows, at = self.rows, 2 * self.rows
-        parts = {"uniform": words[:at].view(float64)}
-        for name in PER_ROW:
-            part = words[at : at + rows]
-            parts[name] = part.view(float32) if name in FLOATS else part
-            at += rows
-        parts["starts"] = words[at : at + rows + 1]
-        at += rows + 1
-        for name in PER_TOKEN:
-            parts[name] = words[at : at + self.tokens]
-            at += self.tokens
+        """Views of `words`, the first of which is aligned itself."""
+        sizes = {"uniform": 2 * self.rows, **dict.fromkeys(PER_ROW, self.rows), "starts": self.rows + 1}
+        parts, at = {}, 0
+        for name, size in (sizes | dict.fromkeys(PER_TOKEN, self.tokens)).items():
+            part = words[at : at + size]
+            kind = float64 if name == "uniform" else float32 if name in FLOATS else None
+            parts[name] = part if kind is None else part.view(kind)
+            at += aligned(size)
         return parts
+
+
+def aligned(words: int) -> int:
+    return -(-words // ALIGNED) * ALIGNED

@@ -37,8 +37,8 @@ class Graphs:
         """All of them, before the first step; the largest first: the small ones fit into its memory."""
         pairs = {(rows, self.inbox.splits(rows, longest)) for rows in self.sizes for longest in self.lengths}
         for rows, splits in sorted(pairs, reverse=True):
+            self.inbox.ring.blank(Frame(rows, rows))
             self.captured[rows, splits] = stream.graph(partial(body, Frame(rows, rows), splits))
-        self.inbox.reset()
 
     def find(self, rows: int, longest: int) -> tuple[int, Graph]:
         """The padded number of rows, and the graph for a step of so many rows up to `longest` tokens long."""

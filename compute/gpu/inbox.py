@@ -57,7 +57,7 @@ class Inbox:
             count = frame.rows - singles
             chunks = Chunks(
                 self.tables[singles : frame.rows],
-                arrays.lengths[singles:],
+                arrays.chunk_lengths[:count],
                 arrays.starts[: count + 1],
                 singles,
                 max_count,

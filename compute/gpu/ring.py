@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from compute.gpu.frame import Arrays, Frame, Words
+from compute.gpu.frame import Arrays, Frame, Words, aligned
 from compute.philox import uniform
 from compute.plan import UNKNOWN, StepRow
 from kvmanager.messages import SequenceId
@@ -33,12 +33,12 @@ class Sizes:
 
     @property
     def frame_words(self) -> int:
-        """Room for the frame, to an even count."""
-        return (Frame(self.rows, self.tokens).words + 1) // 2 * 2
+        """Room for the largest frame."""
+        return Frame(self.rows, self.tokens).words
 
     @property
     def half_words(self) -> int:
-        return (self.frame_words + self.rows * self.table_width + 1) // 2 * 2
+        return self.frame_words + aligned(self.rows * self.table_width)
 
 
 class Half:
@@ -87,6 +87,12 @@ class Ring:
         self.places = {row.sequence: place for place, row in enumerate(rows) if row.sample}
         return half
 
+    def blank(self, frame: Frame) -> None:
+        """Both halves hold a step of padding alone: for kernels that are run to be compiled and captured."""
+        for half in self.halves:
+            for name, array in frame.on_host(half.words)._asdict().items():
+                array[:] = -1 if name == "write_blocks" else 0
+
     def _write_tokens(self, arrays: Arrays, rows: Sequence[StepRow], singles: int) -> None:
         size = self.sizes.block_size
         alone = rows[:singles]
@@ -123,6 +129,7 @@ class Ring:
         arrays.lasts[count:] = 0
         if singles < count:
             arrays.starts[: count - singles + 1] = np.concatenate(([0], ends[singles:] - singles))
+            arrays.chunk_lengths[: count - singles] = arrays.lengths[singles:count]
 
 
 def write_draws(arrays: Arrays, rows: Sequence[StepRow]) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from compute.gpu.frame import Arrays, Frame
+from compute.gpu.frame import Arrays, Frame, aligned
 from compute.gpu.graphs import Graphs
 from compute.gpu.inbox import Inbox
 from compute.gpu.ring import Sizes
@@ -55,7 +55,7 @@ class GpuRunner:
 
     def __init__(self, model: Decoder, pool: Tensor, limits: Limits) -> None:
         self.model, self.pool = model, pool
-        width = limits.blocks_for(limits.max_model_len)
+        width = aligned(limits.blocks_for(limits.max_model_len))
         sizes = Sizes(limits.max_running, limits.max_num_batched_tokens, width, limits.block_size)
         for rope in {spec.rope for spec in model.specs}:
             rope.reach(limits.max_model_len)
@@ -74,7 +74,9 @@ class GpuRunner:
         """Compiles and captures."""
         with self.stream.scope():
             self.graphs.capture(self.stream, self.decode)
+            self.compile_mixed()
             self.stream.mark()()
+            self.inbox.reset()
 
     @torch.inference_mode()
     def launch(self, plan: StepPlan) -> Callable[[], StepResult]:
@@ -107,7 +109,9 @@ class GpuRunner:
             tokens = sum(len(row.token_ids) for row in ordered)
             frame = Frame(len(ordered), tokens)
             half = self.inbox.ring.write(ordered, frame)
-            hidden = self.mixed(frame, ordered, singles, longest)
+            splits = self.inbox.splits(singles, longest) if singles else 1
+            most = max(len(row.token_ids) for row in ordered)
+            hidden = self.mixed(frame, singles, splits, most)
         wait = self.stream.mark()
         by_host = self.by_host(rows, order, ordered, hidden)
         return Launched(wait, half, order, [row.sample for row in rows], by_host)
@@ -118,11 +122,17 @@ class GpuRunner:
         step = self.inbox.step(arrays, frame, frame.rows, splits, 0)
         return self.compute(arrays, step, frame.rows, every=True)
 
-    def mixed(self, frame: Frame, rows: Sequence[StepRow], singles: int, longest: int) -> Tensor:
-        """A step with chunks in it."""
+    def compile_mixed(self) -> None:
+        """Every kernel of steps with chunks, for the sizes that they are compiled for: one chunk, many, short, long."""
+        frame = Frame(3, 6)
+        self.inbox.ring.blank(frame)
+        for singles in (0, 1, 2):
+            for most in (2, self.inbox.sizes.tokens):
+                self.mixed(frame, singles, self.inbox.splits(1, self.graphs.lengths[-1]), most)
+
+    def mixed(self, frame: Frame, singles: int, splits: int, most: int) -> Tensor:
+        """A step with chunks of up to `most` tokens behind `singles` rows of one."""
         arrays = self.inbox.receive(frame)
-        splits = self.inbox.splits(singles, longest) if singles else 1
-        most = max(len(row.token_ids) for row in rows)
         step = self.inbox.step(arrays, frame, singles, splits, most)
         return self.compute(arrays, step, frame.rows, every=False)
 

@@ -61,7 +61,7 @@ def _receive(
             tl.store(tables + place, value, mask=there)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def _publish(
     drawn,  # [R] int32
     answers,  # [2, R] int32, pinned

@@ -91,7 +91,7 @@ def _producer(
         base += turns
 
 
-@gluon.jit
+@gluon.jit(do_not_specialize=["works", "tiles", "pairs"])  # they vary from step to step
 def _hopper_prefill(
     q,  # [T, H, D]
     out,  # [T, H, D]

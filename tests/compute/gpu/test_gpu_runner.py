@@ -73,6 +73,7 @@ def gpu(config: ModelConfig, gpu_model: Decoder) -> GpuRunner:
     )  # fmt: skip
     runner = GpuRunner(gpu_model, poisoned(DEVICE), limits)
     runner.prepare()
+    assert runner.pool.isnan().all(), "nothing is written before the first step"
     return runner
 
 

@@ -62,7 +62,31 @@ def test_a_frame_s_arrays_fill_it_without_overlap() -> None:
     for array in frame.on_host(words):
         assert not array.any()
         array[:] = 1
-    assert words.astype(bool).sum() == frame.words - 3  # the low words of 1.0 as float64 are zeros
+    named = 3 + 8 * 3 + 4 + 4 * 5  # the low words of 1.0 as float64 are zeros
+    assert words.astype(bool).sum() == named
+
+
+@pytest.mark.parametrize(("rows", "tokens"), [(1, 1), (3, 5), (64, 64), (7, 2048)])
+def test_arrays_are_aligned_whatever_the_step(rows: int, tokens: int) -> None:
+    """Kernels are compiled once, not again in the middle of the service."""
+    frame = Frame(rows, tokens)
+    words = np.zeros(frame.words, np.int32)
+    base = words.ctypes.data
+    assert {(array.ctypes.data - base) % 16 for array in frame.on_host(words)} == {0}
+
+
+def test_a_blank_step_writes_nothing() -> None:
+    """What runs to be compiled must not touch a slot of the pool, which others use."""
+    device = Device()
+    device.step([row(1, 3, [7], [5]), row(2, 3, [8, 9], [6, 7])], Frame(2, 3))
+    device.finish([1, 1])
+    device.ring.blank(Frame(2, 3))
+    receive(device.ring, device.turn, device.words, device.tables, device.drawn, Frame(2, 3))
+    got = Frame(2, 3).on_device(device.words)
+    assert got.write_blocks.tolist() == [-1] * 3
+    assert not got.lengths.any()
+    assert not got.wanted.any()
+    assert not got.chunk_lengths.any()
 
 
 def test_decode_rows_and_chunks_arrive_as_planned() -> None:
@@ -81,6 +105,7 @@ def test_decode_rows_and_chunks_arrive_as_planned() -> None:
     assert got.lengths.tolist() == [10, 1, 7, 2]
     assert got.lasts.tolist() == [0, 1, 6, 8]
     assert got.starts[:3].tolist() == [0, 5, 7]
+    assert got.chunk_lengths[:2].tolist() == [7, 2]
     assert got.top_k.tolist() == [0, 5, 0, 0]
     torch.testing.assert_close(got.temperature.cpu(), torch.tensor([0.0, 0.7, 1.0, 0.0]))
     torch.testing.assert_close(got.min_p.cpu(), torch.tensor([0.0, 0.25, 0.0, 0.0]))
