@@ -6,10 +6,8 @@ Microseconds of a layer, by who makes its products: cuBLAS, or ours with so many
 weight read into L2 while the kernel before runs (None: no product overlaps it).
 """
 
-import multiprocessing
 import sys
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from statistics import median
@@ -19,12 +17,13 @@ import torch
 from torch import Tensor
 
 from benchmarks.kernel_shapes import DEVICE
-from benchmarks.kernel_skinny import compile_all
+from benchmarks.kernel_skinny import COMPILERS, compile_all, compile_in_parallel
 from benchmarks.kernel_timing import graph_of, times
 from compute.kernels.cuda import CudaKernels, Decode, Step
 from compute.kernels.gpu.decode import Scratch
 from compute.kernels.gpu.layer import KVLayer
-from compute.kernels.gpu.linear import GpuLinear
+from compute.kernels.gpu.linear import GpuLinear, tile_for
+from compute.kernels.gpu.skinny import Tile
 from compute.kernels.gpu.splits import sm_count_of, split_count
 from compute.kernels.interface import AttentionSpec
 from compute.model.hf_config import Rope
@@ -118,20 +117,16 @@ def engine(make: Callable[[Tensor], Linear], tensors: list[list[Tensor]], rows: 
     return graph_of([run])
 
 
-def compile_in_parallel(tensors: list[list[Tensor]]) -> None:
-    tiles = [GpuLinear(weight, None).tile for weight in tensors[0]]
-    jobs = [
-        (replace(tile, ahead=ahead), "silu" if i == 2 else None)
-        for i, tile in enumerate(tiles)
-        for ahead in AHEAD
+def jobs() -> list[tuple[Tile, str | None]]:
+    tiles = [
+        (tile_for(*shape, sm_count_of(DEVICE)), "silu" if shape[0] == 2 * INNER else None) for shape in SHAPES
     ]
-    with ProcessPoolExecutor(16, multiprocessing.get_context("spawn")) as pool:
-        list(pool.map(compile_all, [jobs[first::16] for first in range(16)]))
+    return [(replace(tile, ahead=ahead), activation) for tile, activation in tiles for ahead in AHEAD]
 
 
 def main() -> None:
+    compile_in_parallel("benchmarks.kernel_layers")
     tensors = weights()
-    compile_in_parallel(tensors)
     for rows in [int(word) for word in sys.argv[1:]] or [1, 8, 16]:
         runs = {"cublas": engine(library, tensors, rows)}
         runs |= {f"ahead {ahead}": engine(partial(ours, ahead=ahead), tensors, rows) for ahead in AHEAD}
@@ -140,4 +135,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    if sys.argv[1:2] == ["compile"]:
+        compile_all(jobs()[int(sys.argv[2]) :: COMPILERS])
+    else:
+        main()

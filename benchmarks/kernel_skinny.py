@@ -7,10 +7,9 @@ float32 first. TB/s counts the weight alone. `+` marks launches that overlap the
 """
 
 import json
-import multiprocessing
+import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -79,19 +78,24 @@ def variants(product: Product) -> list[Tile]:
     return [replace(tile, ahead=ahead) for tile in tiles(product) for ahead in (None, AHEAD)]
 
 
-def compile_all(jobs: list[tuple[Tile, str | None]]) -> None:
-    """In a process of its own: fills the compiler's cache on disk."""
+def compile_all(jobs: Sequence[tuple[Tile, str | None]]) -> None:
+    """Fills the compiler's cache on disk."""
     for tile, activation in jobs:
         weight = torch.zeros((256, 4096), dtype=torch.bfloat16, device=DEVICE)
         skinny(weight[:1], weight, None, tile, Scratch.of(DEVICE), activation)
     torch.cuda.synchronize()
 
 
-def compile_in_parallel() -> None:
-    jobs = list({(tile, each.activation): None for each in PRODUCTS for tile in variants(each)})
-    parts = [jobs[first::COMPILERS] for first in range(COMPILERS)]
-    with ProcessPoolExecutor(COMPILERS, multiprocessing.get_context("spawn")) as pool:
-        list(pool.map(compile_all, parts))
+def compile_in_parallel(module: str) -> None:
+    """`python -m module compile PART` for every part of its jobs, a process each."""
+    command = [sys.executable, "-m", module, "compile"]
+    children = [subprocess.Popen([*command, str(part)]) for part in range(COMPILERS)]
+    ends = [child.wait() for child in children]
+    assert not any(ends), "a tile does not compile"
+
+
+def jobs() -> list[tuple[Tile, str | None]]:
+    return list({(tile, each.activation): None for each in PRODUCTS for tile in variants(each)})
 
 
 def by_library(product: Product, x: Tensor, weights: list[Tensor]) -> Launches:
@@ -149,7 +153,7 @@ def show(found: list[dict[str, Any]]) -> None:
 
 
 def main() -> None:
-    compile_in_parallel()
+    compile_in_parallel("benchmarks.kernel_skinny")
     everything = []
     for product in PRODUCTS:
         torch.manual_seed(7)
@@ -172,4 +176,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    if sys.argv[1:2] == ["compile"]:
+        compile_all(jobs()[int(sys.argv[2]) :: COMPILERS])
+    else:
+        main()
