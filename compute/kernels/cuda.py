@@ -16,6 +16,7 @@ from compute.kernels.gpu.decode import Scratch, decode
 from compute.kernels.gpu.gate import gate
 from compute.kernels.gpu.hopper_prefill import hopper_prefill, supports
 from compute.kernels.gpu.layer import KVLayer, Scores
+from compute.kernels.gpu.linear import GpuLinear
 from compute.kernels.gpu.norm import add_norm
 from compute.kernels.gpu.prefill import prefill
 from compute.kernels.gpu.rope_kv_write import rope_kv_write
@@ -23,6 +24,7 @@ from compute.kernels.interface import AttentionSpec, Stack
 
 if TYPE_CHECKING:
     from compute.model.layer import Layer
+    from compute.model.linear import Linear
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,8 +68,10 @@ class CudaKernels:
     def add_norm(self, x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Tensor:
         return add_norm(x, residual, weight, eps)
 
-    def gate(self, x: Tensor, activation: str) -> Tensor:
-        return gate(x, activation)
+    def gated(self, product: "Linear", x: Tensor, activation: str) -> Tensor:
+        if isinstance(product, GpuLinear):
+            return product.gated(x, activation)
+        return gate(product(x), activation)
 
     def stack(
         self, layers: "Sequence[Layer]", next_norms: Sequence[Tensor], activation: str, eps: float

@@ -14,6 +14,7 @@ from compute.model.rope import RotaryTable
 
 if TYPE_CHECKING:
     from compute.model.layer import Layer
+    from compute.model.linear import Linear
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,8 +57,8 @@ class Kernels(Protocol):
         """residual += x in place, then its norm as a new tensor."""
         ...
 
-    def gate(self, x: Tensor, activation: str) -> Tensor:
-        """[T, 2F] → [T, F]: activation(left half) · right half."""
+    def gated(self, product: "Linear", x: Tensor, activation: str) -> Tensor:
+        """[T, E] → [T, F]: activation(left half) · right half of the product [T, 2F]."""
         ...
 
     def attend(self, spec: AttentionSpec, qkv: Tensor, step: Any) -> Tensor:

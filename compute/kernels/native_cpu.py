@@ -24,6 +24,7 @@ from compute.model.rope import RotaryTable
 
 if TYPE_CHECKING:
     from compute.model.layer import Layer
+    from compute.model.linear import Linear
 
 DEFINES: Final = {torch.bfloat16: ("-DBFLOAT16",), torch.float32: ()}
 GATES: Final = {"silu": 0, "gelu_tanh": 1}
@@ -63,6 +64,9 @@ class NativeKernels:
         rows, size = residual.shape
         self.library.add_norm(x, residual.data_ptr(), weight.data_ptr(), out.data_ptr(), rows, size, eps)
         return out
+
+    def gated(self, product: "Linear", x: Tensor, activation: str) -> Tensor:
+        return self.gate(product(x), activation)
 
     def gate(self, x: Tensor, activation: str) -> Tensor:
         kind = GATES.get(activation)

@@ -8,7 +8,7 @@ whatever else is in the step.
 """
 
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import torch
@@ -18,6 +18,9 @@ from torch.nn import functional
 from compute.batch import Batch, Group
 from compute.kernels.interface import AttentionSpec
 from compute.model.rope import RotaryTable, rotate
+
+if TYPE_CHECKING:
+    from compute.model.linear import Linear
 
 KV_GRID: Final = 64
 SCORE_BYTES: Final = 64 * 2**20  # most memory for one group's scores where they are stored
@@ -51,6 +54,9 @@ class TorchKernels:
 
     def add_norm(self, x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Tensor:
         return self.norm(residual.add_(x), weight, eps)
+
+    def gated(self, product: "Linear", x: Tensor, activation: str) -> Tensor:
+        return self.gate(product(x), activation)
 
     def gate(self, x: Tensor, activation: str) -> Tensor:
         left, right = x.chunk(2, dim=-1)

@@ -63,7 +63,7 @@ class Decoder:
             if layer.post_attention_norm is not None:
                 h = kernels.norm(h, layer.post_attention_norm, eps)
             h = kernels.add_norm(h, x, layer.mlp_norm, eps)
-            h = layer.down(kernels.gate(layer.gate_up(h), self.config.activation))
+            h = layer.down(kernels.gated(layer.gate_up, h, self.config.activation))
             if layer.post_mlp_norm is not None:
                 h = kernels.norm(h, layer.post_mlp_norm, eps)
             h = kernels.add_norm(h, x, next_norm, eps)

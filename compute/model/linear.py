@@ -1,8 +1,8 @@
 """y = x·Wᵀ + b, by the fastest way that this device and library have.
 
-On the CPU: AMX tiles where the CPU has them (`kernels.native_linear`, bfloat16), else oneDNN with weights in a blocked
-layout of its own; both reorder the weights once, at load time. oneDNN's operators are not public API of torch, so they
-are tried on a small matrix first; without them F.linear serves.
+On a GPU: `kernels.gpu.linear`. On the CPU: AMX tiles where the CPU has them (`kernels.native_linear`, bfloat16), else
+oneDNN with weights in a blocked layout of its own; both reorder the weights once, at load time. oneDNN's operators are
+not public API of torch, so they are tried on a small matrix first; without them F.linear serves.
 """
 
 from collections.abc import Callable
@@ -60,8 +60,10 @@ def packing_works(dtype: torch.dtype) -> bool:
 
 def make_linear(weight: Tensor, bias: Tensor | None = None) -> Linear:
     """The best Linear for weight [out, in] where it lies."""
-    if weight.device.type != "cpu":
-        return PlainLinear(weight, bias)
+    if weight.device.type == "cuda":
+        from compute.kernels.gpu.linear import GpuLinear  # noqa: PLC0415 - Triton comes with CUDA's torch alone
+
+        return GpuLinear(weight, bias)
     fast = tiled(weight, bias)
     if fast is not None:
         return fast

@@ -61,6 +61,9 @@ def report(kernel: Any) -> dict[str, Any]:
         "mma": ptx.count("mma.sync"),
         "tma": ptx.count("cp.async.bulk.tensor"),
         "cp_async": ptx.count("cp.async.cg"),
+        "narrow_cp_async": ptx.count("cp.async.ca"),
+        "waits_for_kernel_before": ptx.count("griddepcontrol.wait"),
+        "prefetch": ptx.count("cp.async.bulk.prefetch.L2"),
         "registers": int(re.search(r"REG:(\d+)", usage)[1]),
         "stack": int(re.search(r"STACK:(\d+)", usage)[1]),
         "local": int(re.search(r"LOCAL:(\d+)", usage)[1]),
@@ -101,6 +104,7 @@ def launch_paged(dim: int, dtype: str) -> None:
 
 def launch_others() -> None:
     from compute.kernels.gpu.gate import gate
+    from compute.kernels.gpu.linear import GpuLinear
     from compute.kernels.gpu.norm import add_norm
     from compute.kernels.gpu.sample import Draws, SampleScratch, sample
 
@@ -111,6 +115,10 @@ def launch_others() -> None:
     cpu = torch.device("cpu")
     logits, scratch = torch.empty((2, 128_256), dtype=kind), SampleScratch.allocate(2, 128_256, cpu)
     sample(logits, Draws.allocate(2, cpu), torch.zeros(2, dtype=torch.int32), scratch)
+    product = GpuLinear(torch.empty((28_672, 4096), dtype=kind), None)
+    product.gated(x, "silu")
+    KERNELS["_skinny_gated"] = KERNELS.pop("_skinny")
+    GpuLinear(torch.empty((4096, 14_336), dtype=kind), torch.empty(4096, dtype=kind))(x.new_empty(2, 14_336))
 
 
 if __name__ == "__main__":

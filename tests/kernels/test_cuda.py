@@ -8,9 +8,11 @@ from compute.batch import Batch, Ints, build
 from compute.kernels.cuda import Chunks, CudaKernels, Decode, Step
 from compute.kernels.gpu.decode import Scratch
 from compute.kernels.gpu.layer import KVLayer, scales_of
+from compute.kernels.gpu.linear import GpuLinear
 from compute.kernels.interface import AttentionSpec
 from compute.kernels.torch_cpu import TorchKernels
 from compute.model.hf_config import Rope
+from compute.model.linear import PlainLinear
 from compute.model.rope import RotaryTable
 from compute.plan import StepPlan, StepRow
 from compute.request import SamplingParams
@@ -147,5 +149,14 @@ def test_norms_and_gates_are_the_seam_s(device: torch.device) -> None:
     assert relative(mine.norm(x, weight, 1e-5), plain.norm(x, weight, 1e-5)) < 2e-3
     added = [kernels.add_norm(x, residual.clone(), weight, 1e-5) for kernels in (mine, plain)]
     assert relative(added[0], added[1]) < 2e-3
-    for activation in ("silu", "gelu_tanh", "gelu"):
-        assert relative(mine.gate(x, activation), plain.gate(x, activation)) < 2e-3
+
+
+@pytest.mark.parametrize("rows", [5, 20])
+@pytest.mark.parametrize("activation", ["silu", "gelu_tanh", "gelu"])
+def test_gated_products_are_the_seam_s(activation: str, rows: int, device: torch.device) -> None:
+    """Few rows and more, by a product that can gate and by one that cannot."""
+    weight = torch.randn(192, 256, device=device).half() / 16
+    x = torch.randn(rows, 256, device=device).half()
+    exact = TorchKernels().gated(PlainLinear(weight.float(), None), x.float(), activation)
+    for product in (GpuLinear(weight, None), PlainLinear(weight, None)):
+        assert relative(CudaKernels().gated(product, x, activation), exact) < 2e-3

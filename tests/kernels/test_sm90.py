@@ -12,6 +12,7 @@ import pytest
 HEAD_DIMS = (64, 128)  # that the Gluon prefill takes
 KERNELS = {
     "_decode", "_prefill", "_rope_kv_write", "_add_norm", "_gate", "_copy_blocks", "_sample_scan", "_sample_pick",
+    "_skinny", "_skinny_gated",
     "_decode_fp8", "_prefill_fp8", "_rope_kv_write_fp8", "_copy_blocks_fp8",
 }  # fmt: skip
 
@@ -48,5 +49,13 @@ def test_compiles_for_sm_90(dim: int, tmp_path: Path) -> None:
         assert kernels[name]["from_e4m3"] > 0
     assert kernels["_rope_kv_write_fp8"]["to_e4m3"] > 0
     assert "_hopper_prefill_fp8" not in kernels
+    for name in ("_skinny", "_skinny_gated"):
+        assert kernels[name]["wgmma"] > 0
+        assert kernels[name]["cp_async"] > 0
+        assert kernels[name]["narrow_cp_async"] == 0  # weights come 16 bytes at a time
+        assert kernels[name]["prefetch"] > 0
+        assert kernels[name]["registers"] <= 64
+    for name in ("_skinny", "_skinny_gated", "_add_norm", "_gate", "_rope_kv_write", "_decode"):
+        assert kernels[name]["waits_for_kernel_before"] == 1
     for name in KERNELS - {"_prefill", "_prefill_fp8"}:
         assert kernels[name]["stack"] == 0, f"{name} spills registers"

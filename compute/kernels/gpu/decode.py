@@ -20,6 +20,7 @@ import triton.language as tl
 from torch import Tensor
 
 from compute.kernels.gpu.layer import KVLayer, Scores, check_queries, check_tables, require
+from compute.kernels.gpu.overlap import overlaps, take_turns
 from compute.kernels.gpu.scores import E4M3_MAX, base2_scores, load_scales, scale_columns
 from compute.kernels.gpu.splits import MIN_SPLIT_TOKENS, Tile, sm_count_of, tile_for
 
@@ -115,7 +116,9 @@ def _decode(
     MERGE_S: tl.constexpr,
     MIN_TILES: tl.constexpr,
     STAGES: tl.constexpr,
+    OVERLAPS: tl.constexpr,
 ):
+    take_turns(OVERLAPS)
     split = tl.program_id(0)
     kv_head = tl.program_id(1)
     row = tl.program_id(2)
@@ -272,5 +275,7 @@ def decode(
         MERGE_S=max(8192 // (merge_g * block_d), 1),
         MIN_TILES=max(MIN_SPLIT_TOKENS // tile.block_n, 1),
         STAGES=tile.stages,
+        OVERLAPS=overlaps(),
         num_warps=tile.warps,
+        launch_pdl=overlaps(),
     )

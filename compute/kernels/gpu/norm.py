@@ -13,6 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from compute.kernels.gpu.layer import require
+from compute.kernels.gpu.overlap import overlaps, take_turns
 
 MAX_SIZE: Final = 65_536  # one program holds a row
 
@@ -27,11 +28,14 @@ def _add_norm(
     x_stride,
     SIZE: tl.constexpr,
     HAS_RESIDUAL: tl.constexpr,
+    OVERLAPS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, BLOCK)
     there = columns < SIZE
+    factor = tl.load(weight + columns, mask=there, other=0.0)  # no kernel writes it
+    take_turns(OVERLAPS)
     value = tl.load(x + row * x_stride + columns, mask=there, other=0.0).to(tl.float32)
     if HAS_RESIDUAL:
         value += tl.load(residual + row * SIZE + columns, mask=there, other=0.0).to(tl.float32)
@@ -39,7 +43,7 @@ def _add_norm(
         tl.store(residual + row * SIZE + columns, stored, mask=there)
         value = stored.to(tl.float32)
     scale = tl.rsqrt(tl.sum(value * value, 0) / SIZE + eps)
-    value = value * scale * tl.load(weight + columns, mask=there, other=0.0)
+    value = value * scale * factor
     tl.store(out + row * SIZE + columns, value.to(out.dtype.element_ty), mask=there)
 
 
@@ -67,7 +71,9 @@ def add_norm(x: Tensor, residual: Tensor | None, weight: Tensor, eps: float) -> 
             x.stride(0),
             SIZE=size,
             HAS_RESIDUAL=residual is not None,
+            OVERLAPS=overlaps(),
             BLOCK=block,
             num_warps=max(1, min(16, block // 512)),
+            launch_pdl=overlaps(),
         )
     return out

@@ -16,6 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from compute.kernels.gpu.layer import KVLayer, require
+from compute.kernels.gpu.overlap import overlaps, take_turns
 from compute.kernels.gpu.scores import E4M3_MAX
 
 HEADS_PER_PROGRAM: Final = 8
@@ -46,7 +47,9 @@ def _rope_kv_write(
     IS_FP8: tl.constexpr,
     BLOCK_H: tl.constexpr,
     BLOCK_HALF: tl.constexpr,
+    OVERLAPS: tl.constexpr,
 ):
+    take_turns(OVERLAPS)
     token = tl.program_id(0)
     block = tl.load(write_blocks + token).to(tl.int64)
     if block < 0:
@@ -152,5 +155,7 @@ def rope_kv_write(
         IS_FP8=kv.is_fp8,
         BLOCK_H=HEADS_PER_PROGRAM,
         BLOCK_HALF=triton.next_power_of_2(dim // 2),
+        OVERLAPS=overlaps(),
         num_warps=4,
+        launch_pdl=overlaps(),
     )
