@@ -13,7 +13,7 @@ from compute.kernels.gpu.splits import sm_count_of
 
 PROGRAMS_PER_SM: Final = 2  # that fit at a time, by their shared memory
 BLOCK_N, BLOCK_K, WARPS, STAGES = 64, 128, 4, 5
-AHEAD: Final = 512
+AHEAD: Final = 256
 
 
 class GpuLinear:
