@@ -14,6 +14,15 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 
 
 @gluon.jit
+def piece(first):
+    """This program's piece of the round of work that begins at `first`; none if it is not below `works`. Every other
+    round runs backwards, or the same programs would always have the longer pieces."""
+    programs = gl.num_programs(0)
+    backwards = (first // programs) & 1
+    return first + gl.where(backwards == 1, programs - 1 - gl.program_id(0), gl.program_id(0))
+
+
+@gluon.jit
 def look_up(work, pairs, starts, lengths, KV_HEADS: gl.constexpr):
     """First token, new tokens and length of a piece of work's row."""
     row = work % pairs // KV_HEADS
@@ -40,7 +49,7 @@ def span(
         # Key tile k is whole on this side from k · N > high - window on.
         left = last + 1 - gl.maximum(high - window + N, 0) // N
     turns = last + 1 - first
-    turns = gl.where(tile * M < count * GROUP, turns, 0)
+    turns = gl.where((tile >= 0) & (tile * M < count * GROUP), turns, 0)
     right = gl.minimum(right, turns)
     left = gl.minimum(gl.maximum(left, right), turns)
     return row, work % pairs % KV_HEADS, tile * M, last, right, left, turns
@@ -160,14 +169,15 @@ def consumer(
     loaded = _load_queries(
         q, gl.program_id(0), tiles, pairs, next_start, next_count, q_stride, half, KV_HEADS, GROUP, ROWS, D
     )
-    for work in range(gl.program_id(0), works, gl.num_programs(0)):
+    for first in range(0, works, gl.num_programs(0)):
+        work = piece(first)
         start, count, length = next_start, next_count, next_length
         _row, kv_head, lane, last, right, left, turns = span(
             work, tiles, pairs, start, count, length, window, KV_HEADS, GROUP, HAS_WINDOW, M, N
         )
         # What comes next is looked up, and its queries loaded, under this piece's products. Only what is loaded is
         # carried to the next turn: triton 3.6 loses members of a tuple derived from it.
-        following = gl.minimum(work + gl.num_programs(0), works - 1)
+        following = gl.minimum(piece(first + gl.num_programs(0)), works - 1)
         next_start, next_count, next_length = look_up(following, pairs, starts, lengths, KV_HEADS)
         if turns > 0:
             mine.store(loaded)

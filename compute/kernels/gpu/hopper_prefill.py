@@ -1,13 +1,14 @@
 """The prefill attention of `prefill` for Hopper, in Gluon: tiles come by TMA, products run on wgmma, roles on warps.
 
-    producer, 1 warp        pages of K and V → shared memory, two tiles ahead       full ─┐
+    producers, 1 warp each  pages of K, of V → shared memory, two tiles ahead       full ─┐
     consumer 0, 4 warps     rows [0, 64) of a tile                                        ├─ barriers, one pair a buffer
     consumer 1, 4 warps     rows [64, 128)                                         empty ─┘
 
 FlashAttention-3 (Shah et al., arXiv 2407.08608, section 3): while a tile's scores become probabilities, the tensor
 cores compute the next scores and the last product with V. The pool is one 2-D tensor [rows, D] to the copy engine; a
 box is [slots of a block, 64], so that pieces stand in shared memory as one swizzled [keys, D] operand whatever blocks
-they came from. Programs stay on their SM and take tiles in turn, the longest first. Keys run from the diagonal down:
+they came from. Programs stay on their SM and take tiles in turn, the longest first, to and fro so that none always has
+the longer ones. Keys run from the diagonal down:
 
     turn   n-1 ...... | left ..... | ..... 1 | 0            0 .. right: cut by the diagonal, always masked
            cut by window   whole     masked                 turn 0 also clears values beyond the length: 0 · NaN is NaN
@@ -26,7 +27,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
-from compute.kernels.gpu.hopper_consumer import consumer, look_up, span
+from compute.kernels.gpu.hopper_consumer import consumer, look_up, piece, span
 from compute.kernels.gpu.layer import KVLayer, Scores, check_queries, check_tables
 from compute.kernels.gpu.prefill import check_chunks
 from compute.kernels.gpu.splits import sm_count_of
@@ -58,15 +59,16 @@ def _fetch(
 
 @gluon.jit
 def _producer(
-    pool, k_pieces, v_pieces, k_full, k_empty, v_full, v_empty, tables, starts, lengths,
+    whose: gl.constexpr, pool, k_pieces, v_pieces, k_full, k_empty, v_full, v_empty, tables, starts, lengths,
     works, tiles, pairs, table_stride, block_rows, layer_row, window,
     KV_HEADS: gl.constexpr, GROUP: gl.constexpr, HAS_WINDOW: gl.constexpr, BLOCK_SIZE: gl.constexpr,
     M: gl.constexpr, N: gl.constexpr, D: gl.constexpr, STAGES: gl.constexpr,
 ):  # fmt: skip
-    """Brings the keys and values of every turn, as soon as both consumers are done with their buffer."""
+    """Brings the keys (0) or the values (1) of every turn, as soon as both consumers are done with their buffer."""
     BLOCKS: gl.constexpr = N // BLOCK_SIZE
     base = 0
-    for work in range(gl.program_id(0), works, gl.num_programs(0)):
+    for round_ in range(0, works, gl.num_programs(0)):
+        work = piece(round_)
         start, count, length = look_up(work, pairs, starts, lengths, KV_HEADS)
         row, kv_head, _lane, last, _right, _left, turns = span(
             work, tiles, pairs, start, count, length, window, KV_HEADS, GROUP, HAS_WINDOW, M, N
@@ -84,10 +86,12 @@ def _producer(
                 BLOCKS
             ):  # beyond the row's last block its last one, which consumers mask
                 blocks = blocks + (gl.load(table + gl.minimum(first + block, used)) * block_rows,)  # type: ignore[assignment]  # noqa: RUF005
-            mbarrier.wait(k_empty.index(stage), phase ^ 1)
-            _fetch(pool, k_pieces, k_full, stage, blocks, k_row, BLOCK_SIZE, N, D)
-            mbarrier.wait(v_empty.index(stage), phase ^ 1)
-            _fetch(pool, v_pieces, v_full, stage, blocks, v_row, BLOCK_SIZE, N, D)
+            if whose == 0:
+                mbarrier.wait(k_empty.index(stage), phase ^ 1)
+                _fetch(pool, k_pieces, k_full, stage, blocks, k_row, BLOCK_SIZE, N, D)
+            else:
+                mbarrier.wait(v_empty.index(stage), phase ^ 1)
+                _fetch(pool, v_pieces, v_full, stage, blocks, v_row, BLOCK_SIZE, N, D)
         base += turns
 
 
@@ -155,13 +159,18 @@ def _hopper_prefill(
                 STAGES, PING_PONG,
             )),
             (_producer, (
-                pool, k_pieces, v_pieces, k_full, k_empty, v_full, v_empty, tables, starts, lengths, works, tiles,
+                0, pool, k_pieces, v_pieces, k_full, k_empty, v_full, v_empty, tables, starts, lengths, works, tiles,
+                pairs, table_stride, block_rows, layer_row, window, KV_HEADS, GROUP, HAS_WINDOW, BLOCK_SIZE, M, N, D,
+                STAGES,
+            )),
+            (_producer, (
+                1, pool, k_pieces, v_pieces, k_full, k_empty, v_full, v_empty, tables, starts, lengths, works, tiles,
                 pairs, table_stride, block_rows, layer_row, window, KV_HEADS, GROUP, HAS_WINDOW, BLOCK_SIZE, M, N, D,
                 STAGES,
             )),
         ],
-        [4, 1],
-        [240, 24],
+        [4, 1, 1],
+        [240, 24, 24],
     )  # fmt: skip
 
 
