@@ -20,7 +20,7 @@ import triton.language as tl
 from torch import Tensor
 
 from compute.kernels.gpu.layer import KVLayer, Scores, check_queries, check_tables, require
-from compute.kernels.gpu.overlap import overlaps, take_turns
+from compute.kernels.gpu.overlap import await_turn, give_turn, overlaps
 from compute.kernels.gpu.scores import E4M3_MAX, base2_scores, load_scales, scale_columns
 from compute.kernels.gpu.splits import MIN_SPLIT_TOKENS, Tile, sm_count_of, tile_for
 
@@ -118,7 +118,7 @@ def _decode(
     STAGES: tl.constexpr,
     OVERLAPS: tl.constexpr,
 ):
-    take_turns(OVERLAPS)
+    await_turn(OVERLAPS)
     split = tl.program_id(0)
     kv_head = tl.program_id(1)
     row = tl.program_id(2)
@@ -180,6 +180,7 @@ def _decode(
         acc = tl.dot(p.to(queries.dtype), v.to(queries.dtype), acc * old[:, None])
         top = new_top
 
+    give_turn(OVERLAPS)
     answer = out + row.to(tl.int64) * out_stride + kv_head * (GROUP * D)
     acc = acc / tl.maximum(total * E4M3_MAX if IS_FP8 else total, 1.0e-30)[:, None]
     if MAY_SPLIT:

@@ -1,6 +1,6 @@
 """Kernels that are launched while the one before them still runs: programmatic dependent launch, Hopper and later.
 
-A kernel that takes part lets the next one come as soon as all its own programs have begun, and waits for the one before
+A kernel that takes part lets the next one come early, most as soon as all their own programs have begun, and waits for the one before
 to be complete, its writes seen, ahead of anything that depends on it: of every read of what a kernel writes, and of
 every write. What is left to do earlier is to be there, and to read weights. A kernel that takes no part waits for
 everything before it, as always.
@@ -27,6 +27,19 @@ def overlaps() -> bool:
 @triton.jit
 def take_turns(OVERLAPS: tl.constexpr):
     """What a kernel launched with launch_pdl does first; before it, it may read what no kernel writes."""
+    give_turn(OVERLAPS)
+    await_turn(OVERLAPS)
+
+
+@triton.jit
+def give_turn(OVERLAPS: tl.constexpr):
+    """The next kernel may come once every program is here. A long kernel says so at its end: who waits takes room."""
     if OVERLAPS:
         gdc_launch_dependents()
+
+
+@triton.jit
+def await_turn(OVERLAPS: tl.constexpr):
+    """The kernel before is complete."""
+    if OVERLAPS:
         gdc_wait()
