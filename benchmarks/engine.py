@@ -59,7 +59,7 @@ class Engine:
         self.keeper = self.start("kvmanager", "serve", *run, "--kv-memory", kv_memory, "--max-workers", "1")
         self.worker = self.start(
             "benchmarks.engine_worker", *run, "--model", str(model), "--device", "cuda", "--load-format", "dummy",
-            "--max-num-seqs", "256", "--max-num-batched-tokens", "4096", stdout=subprocess.PIPE,
+            "--max-num-seqs", "256", "--max-num-batched-tokens", "2048", stdout=subprocess.PIPE,
         )  # fmt: skip
         assert self.worker.stdout is not None
         line = self.worker.stdout.readline()

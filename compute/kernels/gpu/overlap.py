@@ -1,9 +1,9 @@
 """Kernels that are launched while the one before them still runs: programmatic dependent launch, Hopper and later.
 
-A kernel that takes part lets the next one come early, most as soon as all their own programs have begun, and waits for the one before
-to be complete, its writes seen, ahead of anything that depends on it: of every read of what a kernel writes, and of
-every write. What is left to do earlier is to be there, and to read weights. A kernel that takes no part waits for
-everything before it, as always.
+A kernel that takes part lets the next one come early, most as soon as all their own programs have begun. It waits for
+the one before to be complete, its writes seen, ahead of anything that depends on it: of every read of what a kernel
+writes, and of every write. What is left to do earlier is to be there, and to read weights. A kernel that takes no part
+waits for everything before it, as always.
 """
 
 from functools import cache
