@@ -130,7 +130,7 @@ DECODE: list[tuple[Shape, dict[str, Choice]]] = [
 ]
 CHUNKS = (
     Case(lengths=(1500, 128, 37, 4000), counts=(1200, 128, 37, 1), heads=32, kv_heads=8, dim=128, dtype=torch.bfloat16),
-    Case(lengths=(4096,), counts=(4096,), heads=32, kv_heads=8, dim=128, dtype=torch.bfloat16),
+    Case(lengths=(1900,), counts=(1900,), heads=32, kv_heads=8, dim=128, dtype=torch.bfloat16),
 )  # fmt: skip
 
 
