@@ -6,7 +6,9 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from compute.kernels.gpu.layer import KVLayer, Scores
+from compute.kernels.gpu.layer import KVLayer, Scores, scales_of
+from kvmanager.layout import Geometry, PoolLayout
+from kvmanager.mapping import as_pool
 
 DEVICE = torch.device("cuda")
 L2_TIMES = 8 * 2**26  # bytes that the rotated sets hold in all: many times the 60 MB of L2
@@ -23,10 +25,11 @@ class Shape:
     dim: int = 128
     block_size: int = 16
     dtype: torch.dtype = torch.bfloat16
+    fp8: bool = False  # the pool is e4m3
 
     @property
     def kv_bytes(self) -> int:
-        return self.rows * self.tokens * self.kv_heads * self.dim * 2 * 2
+        return self.rows * self.tokens * self.kv_heads * 2 * (self.dim + 4 if self.fp8 else self.dim * 2)
 
     @property
     def causal_flops(self) -> float:
@@ -38,7 +41,7 @@ class Shape:
         return Scores(scale=self.dim**-0.5)
 
     def __str__(self) -> str:
-        return f"{self.rows}×{self.tokens}"
+        return f"{self.rows}×{self.tokens}" + " fp8" * self.fp8
 
 
 class Paged:
@@ -51,7 +54,9 @@ class Paged:
         self.num_blocks = shape.rows * per_row
         torch.manual_seed(7)
         size = (self.num_blocks, self.sets, 2, shape.kv_heads, shape.block_size, shape.dim)
-        self.pool = torch.empty(size, dtype=shape.dtype, device=DEVICE).normal_()
+        self.pool = (
+            e4m3_pool(size) if shape.fp8 else torch.empty(size, dtype=shape.dtype, device=DEVICE).normal_()
+        )
         order = torch.randperm(self.num_blocks, device=DEVICE).to(torch.int32)
         self.tables = order.view(shape.rows, per_row)
         self.lengths = torch.full((shape.rows,), shape.tokens, dtype=torch.int32, device=DEVICE)
@@ -98,6 +103,19 @@ class Paged:
     def starts(self) -> Tensor:
         shape = self.shape
         return torch.arange(shape.rows + 1, dtype=torch.int32, device=DEVICE) * shape.tokens
+
+
+def e4m3_pool(size: tuple[int, int, int, int, int, int]) -> Tensor:
+    """Normally distributed elements, all scales 1 / 64."""
+    blocks, layers, _, heads, slots, dim = size
+    layout = PoolLayout(
+        Geometry(num_layers=layers, num_kv_heads=heads, head_dim=dim, block_size=slots, dtype="float8_e4m3")
+    )
+    pool = as_pool(torch.empty(blocks * layout.block_bytes, dtype=torch.uint8, device=DEVICE), layout, blocks)
+    for layer in range(layers):  # one at a time: they are float32 before they are stored
+        pool[:, layer].copy_(torch.randn(pool[:, layer].shape, device=DEVICE) * 64)
+    scales_of(pool).fill_(1 / 64)
+    return pool
 
 
 def reference(queries: Tensor, keys: Tensor, values: Tensor, positions: Tensor, scale: float) -> Tensor:

@@ -1,12 +1,13 @@
 """Which tile is fastest, by shape: prints a table that the constants in `compute.kernels.gpu` are taken from.
 
-python -m benchmarks.kernel_sweep [decode|prefill] [OUT.json]
+python -m benchmarks.kernel_sweep [decode|prefill|decode-fp8|prefill-fp8] [OUT.json]
 """
 
 import itertools
 import json
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -77,11 +78,12 @@ def prefill_once(paged: Paged, tile: prefill_module.Tile) -> Callable[[], object
 def compile_one(job: tuple[str, Any, int]) -> str:
     """In a process of its own: fills the compiler's cache on disk."""
     kind, tile, splits = job
+    shape = Shape(rows=1, tokens=64, fp8=kind.endswith("fp8"))
     try:
-        if kind == "decode":
-            decode_once(Paged(Shape(rows=1, tokens=64), 4), tile, splits)[1]()
+        if kind.startswith("decode"):
+            decode_once(Paged(shape, 4), tile, splits)[1]()
         else:
-            prefill_once(Paged(Shape(rows=1, tokens=64), 2), tile)()
+            prefill_once(Paged(shape, 2), tile)()
         torch.cuda.synchronize()
     except Exception as error:  # noqa: BLE001 - a tile that does not fit is a row of the table, not a failure
         return f"{type(error).__name__}: {str(error)[:80]}"
@@ -89,19 +91,20 @@ def compile_one(job: tuple[str, Any, int]) -> str:
 
 
 def sweep(kind: str) -> list[dict[str, Any]]:
-    tiles: list[Any] = DECODE_TILES if kind == "decode" else PREFILL_TILES
-    jobs = [(kind, tile, splits) for tile in tiles for splits in ((1, 2) if kind == "decode" else (1,))]
+    is_decode, fp8 = kind.startswith("decode"), kind.endswith("fp8")
+    tiles: list[Any] = DECODE_TILES if is_decode else PREFILL_TILES
+    jobs = [(kind, tile, splits) for tile in tiles for splits in ((1, 2) if is_decode else (1,))]
     faults = {job: compile_one(job) for job in jobs}
     usable = [tile for tile in tiles if not faults[(kind, tile, 1)]]
     for tile in tiles:
         if tile not in usable:
             print(tile, faults[(kind, tile, 1)])
-    return decode_rows(usable) if kind == "decode" else prefill_rows(usable)
+    return decode_rows(usable, fp8=fp8) if is_decode else prefill_rows(usable, fp8=fp8)
 
 
-def decode_rows(tiles: list[Any]) -> list[dict[str, Any]]:
+def decode_rows(tiles: list[Any], *, fp8: bool) -> list[dict[str, Any]]:
     rows = []
-    for shape in DECODE:
+    for shape in (replace(each, fp8=fp8) for each in DECODE):
         paged = Paged(shape)
         pairs = {
             max(min(132 * n // (shape.rows * shape.kv_heads), shape.tokens // 128, 128), 1)
@@ -116,9 +119,9 @@ def decode_rows(tiles: list[Any]) -> list[dict[str, Any]]:
     return rows
 
 
-def prefill_rows(tiles: list[Any]) -> list[dict[str, Any]]:
+def prefill_rows(tiles: list[Any], *, fp8: bool) -> list[dict[str, Any]]:
     rows = []
-    for shape in PREFILL:
+    for shape in (replace(each, fp8=fp8) for each in PREFILL):
         paged = Paged(shape, 2)
         for tile in tiles:
             micros = median(times({"x": prefill_once(paged, tile)}, 9)["x"])

@@ -9,6 +9,7 @@ from pydantic import Field, field_validator, model_validator
 from holdfast.settings import Common
 
 DType = Literal["auto", "float32", "bfloat16", "float16"]
+KVDType = Literal["auto", "float32", "bfloat16", "float16", "fp8"]
 
 
 class ComputeSettings(Common):
@@ -20,7 +21,9 @@ class ComputeSettings(Common):
     )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where to compute")
     dtype: DType = Field("auto", description="of the weights and of the arithmetic")
-    kv_cache_dtype: DType = Field("auto", description="of keys and values; the same as --dtype")
+    kv_cache_dtype: KVDType = Field(
+        "auto", description="of keys and values: the same as --dtype, or fp8 (e4m3, with --device cuda only)"
+    )
     load_format: Literal["auto", "dummy"] = Field("auto", description="dummy: random weights from --seed")
     seed: int = Field(0, ge=0, lt=2**63, description="of dummy weights")
     max_model_len: int | None = Field(
@@ -59,11 +62,18 @@ class ComputeSettings(Common):
 
     @model_validator(mode="after")
     def _one_dtype(self) -> Self:
-        if self.kv_cache_dtype not in {"auto", self.dtype}:
+        if self.kv_cache_dtype == "fp8":
+            if self.device != "cuda":
+                raise ValueError(f"--kv-cache-dtype fp8 needs --device cuda, not {self.device}")
+        elif self.kv_cache_dtype not in {"auto", self.dtype}:
             raise ValueError(
                 f"--kv-cache-dtype {self.kv_cache_dtype} differs from --dtype {self.dtype}: not built"
             )
         return self
+
+    def kv_dtype(self, dtype: str) -> str:
+        """As the pool's geometry names it, for a model computed in `dtype`."""
+        return "float8_e4m3" if self.kv_cache_dtype == "fp8" else dtype
 
     @property
     def model_name(self) -> str:

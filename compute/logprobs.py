@@ -1,14 +1,11 @@
 """Log-probabilities under the model's own distribution: raw logits, before penalties, temperature and filters."""
 
 from collections.abc import Sequence
-from typing import Final
 
 import torch
 from torch import Tensor
 
 from compute.plan import Logprob
-
-CHUNK: Final = 256  # prompt rows at a time: the float32 copy of a chunk stays small beside the logits
 
 
 def logprobs(logits: Tensor, token_ids: Sequence[int], top: Sequence[int]) -> list[Logprob]:
@@ -32,11 +29,7 @@ def logprobs(logits: Tensor, token_ids: Sequence[int], top: Sequence[int]) -> li
 
 def prompt_logprobs(logits: Tensor, targets: Sequence[int], k: int) -> list[Logprob]:
     """Of each prompt token but the first: logits [t, vocab] of the positions before, targets the t tokens that came."""
-    records: list[Logprob] = []
-    for first in range(0, len(targets), CHUNK):
-        part = targets[first : first + CHUNK]
-        records += logprobs(logits[first : first + CHUNK], part, [k] * len(part))
-    return records
+    return logprobs(logits, targets, [k] * len(targets))
 
 
 def _best(values: Tensor, norm: Tensor, k: int) -> list[list[tuple[int, float]]]:

@@ -82,14 +82,14 @@ class ModelConfig:
     ) -> "ModelConfig":
         return _build(config, generation or {})
 
-    def geometry(self, block_size: int, dtype: str) -> Geometry:
-        """What the pool's blocks hold for this model."""
+    def geometry(self, block_size: int, kv_dtype: str) -> Geometry:
+        """What the pool's blocks hold for this model, their keys and values in `kv_dtype`."""
         return Geometry(
             num_layers=self.num_layers,
             num_kv_heads=self.num_kv_heads,
             head_dim=self.head_dim,
             block_size=block_size,
-            dtype=dtype,
+            dtype=kv_dtype,
         )
 
 

@@ -5,13 +5,17 @@
                                                  ^ the next token is sampled here, if `sample`
 
 A decode row has one token id; a prefill chunk has more. `blocks` covers every position up to the end of the chunk.
+Where two steps are on their way at once, a decode row's id may be UNKNOWN; its `history` ends before that token.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from compute.request import SamplingParams
 from kvmanager.messages import SequenceId
+
+UNKNOWN: Final = -1  # the id of a token that the step before this one draws, and that nobody has read yet
 
 
 @dataclass(slots=True, kw_only=True)

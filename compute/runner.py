@@ -1,30 +1,29 @@
-"""One step on this device: copies, the model, the rows' logits, their tokens. And how a model gets loaded.
+"""One step on the CPU: copies, the model, the rows' tokens. And how a model gets loaded, on any device.
 
-Owns the order of a step and what a row's failure is. Which rows, which slots and when is the scheduler's; how a
-token is drawn is the sampler's.
+Owns the order of a step. Which rows, which slots and when is the scheduler's; what comes of the hidden states is
+`readout`'s.
 """
 
-from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Final, cast
 
 import torch
 from torch import Tensor
 
-from compute.batch import ROW_GRID, Batch, build
+from compute.batch import build
 from compute.kernels import choose
-from compute.logprobs import prompt_logprobs
+from compute.kernels.interface import HostKernels
 from compute.model.decoder import Decoder, Progress
 from compute.model_config import ModelConfig
-from compute.plan import CopyOrder, Logprob, RowResult, StepPlan, StepResult, StepRow
+from compute.plan import CopyOrder, StepPlan, StepResult
 from compute.progress import progress_bar
-from compute.sampler import Drawn, Sampler
+from compute.readout import Readout
+from compute.sampler import Sampler
 from compute.weights import Checkpoint, Dummy
-from kvmanager.messages import SequenceId
 
 DTYPES: Final = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-MAX_CARRIED: Final = 1024
 
 
 class Runner:
@@ -40,14 +39,25 @@ class Runner:
         assert pool.dtype == model.dtype
         assert pool.is_contiguous()
         self.model = model
+        self.kernels = cast("HostKernels", model.kernels)  # a model loaded on the CPU has the CPU's
         self.pool = pool
-        self.sampler = sampler
-        # The last hidden state of a prompt's former chunk: it predicts the first token of the next.
-        self.carried: OrderedDict[SequenceId, tuple[int, Tensor]] = OrderedDict()
+        self.readout = Readout(model, sampler)
 
     @property
     def block_size(self) -> int:
         return int(self.pool.shape[4])
+
+    @property
+    def depth(self) -> int:
+        """One step after the other: the cores that would build the next are busy with this one."""
+        return 1
+
+    def prepare(self) -> None:
+        """Nothing is compiled ahead."""
+
+    def launch(self, plan: StepPlan) -> Callable[[], StepResult]:
+        """See `compute.worker.Steps`: the step runs in the call that waits for it."""
+        return partial(self.run, plan)
 
     @torch.inference_mode()
     def run(self, plan: StepPlan) -> StepResult:
@@ -56,69 +66,15 @@ class Runner:
         if not plan.rows:
             return StepResult(())
         batch = build(plan, self.block_size, self.model.device)
-        hidden = self.model.forward(batch, self.pool)
-        drawn = self.draw(plan.rows, batch, hidden)
-        return StepResult(
-            [
-                self.result(row, drawn.get(i), start, hidden)
-                for i, (row, start) in enumerate(zip(plan.rows, batch.row_starts, strict=True))
-            ]
-        )
+        step = self.kernels.prepare(batch, self.pool, self.model.specs)
+        hidden = self.model.forward(batch.token_ids, step)
+        return StepResult(self.readout.results(plan.rows, batch.row_starts, hidden))
 
     def copy(self, copies: Sequence[CopyOrder]) -> None:
         for order in copies:
             self.pool[order.destination, :, :, :, : order.slots] = self.pool[
                 order.source, :, :, :, : order.slots
             ]
-
-    def draw(self, rows: Sequence[StepRow], batch: Batch, hidden: Tensor) -> dict[int, Drawn]:
-        """What each row that samples drew, by index of the row."""
-        wanted = [i for i, row in enumerate(rows) if row.sample]
-        if not wanted:
-            return {}
-        lasts = [batch.row_starts[i] + len(rows[i].token_ids) - 1 for i in wanted]
-        drawn = self.sampler.sample(self.logits(hidden, lasts), [rows[i] for i in wanted])
-        return dict(zip(wanted, drawn, strict=True))
-
-    def logits(self, hidden: Tensor, places: Sequence[int]) -> Tensor:
-        """[n, V] for n rows of hidden; the product runs on a multiple of ROW_GRID rows (see `batch`)."""
-        padding = [places[0]] * (-len(places) % ROW_GRID)
-        chosen = hidden[torch.tensor([*places, *padding], device=hidden.device)]
-        return self.model.logits(chosen)[: len(places)]
-
-    def result(self, row: StepRow, drawn: Drawn | None, start: int, hidden: Tensor) -> RowResult:
-        scores = self.score_prompt(row, start, hidden) if row.prompt_logprobs else ()
-        if drawn is None:
-            return RowResult(prompt_logprobs=scores)
-        if drawn.error is not None:
-            return RowResult(error=drawn.error)
-        return RowResult(token_id=drawn.token_id, logprob=drawn.logprob, prompt_logprobs=scores)
-
-    def score_prompt(self, row: StepRow, start: int, hidden: Tensor) -> Sequence[Logprob]:
-        """Log-probabilities of the chunk's prompt tokens: each is predicted by the position before it.
-
-        chunk      a b c | d e f          hidden of c is carried over to score d
-        predicts   b c d | e f
-        """
-        if row.start >= row.prompt_len:
-            return ()
-        end = min(row.start + len(row.token_ids), row.prompt_len)
-        states = hidden[start : start + end - row.start - 1]  # they predict positions row.start + 1 .. end
-        first = row.start + 1
-        position, last = self.carried.pop(row.sequence, (-1, None))
-        if last is not None and position == row.start:
-            states, first = torch.cat((last, states)), row.start
-        if end < row.prompt_len:
-            self.carry(row.sequence, end, hidden[start + end - row.start - 1])
-        if not len(states):
-            return ()
-        places = range(len(states))
-        return prompt_logprobs(self.logits(states, places), row.history[first:end], row.prompt_logprobs)
-
-    def carry(self, sequence: SequenceId, position: int, state: Tensor) -> None:
-        self.carried[sequence] = (position, state.clone().unsqueeze(0))
-        if len(self.carried) > MAX_CARRIED:  # left by sequences that ended within their prompt
-            self.carried.popitem(last=False)
 
 
 def load(  # noqa: PLR0917 - the order of the flags
@@ -152,7 +108,7 @@ def _load(  # noqa: PLR0917 - what `load` was given, resolved
 ) -> Decoder:
     kernels = choose(config, dtype, device)
     if load_format == "dummy":
-        dummy = Dummy(seed, dtype, norm_offset=config.family.norm_offset)
+        dummy = Dummy(seed, dtype, norm_offset=config.family.norm_offset, device=device)
         return Decoder(config, dummy, kernels, device, progress)
     checkpoint = Checkpoint(folder, dtype)
     try:
@@ -164,14 +120,15 @@ def _load(  # noqa: PLR0917 - what `load` was given, resolved
 
 
 def resolve_dtype(config: ModelConfig, dtype: str, device: str = "cpu") -> str:
-    """The dtype that `auto` means: bfloat16 where the device multiplies it natively, else float32.
+    """The dtype that `auto` means: on a GPU the model's own if it has 16 bits, else bfloat16; on the CPU bfloat16 where
+    it multiplies that natively, else float32.
 
-    A model stored as float32 is run as float32. float16 on the CPU has no fast path, so auto never picks it there.
+    On the CPU a model stored as float32 is run as float32, and float16 has no fast path, so auto never picks it there.
     """
     if dtype != "auto":
         return dtype
     if device != "cpu":
-        return "bfloat16" if config.dtype is None else config.dtype
+        return config.dtype if config.dtype in {"bfloat16", "float16"} else "bfloat16"
     if config.dtype == "float32":
         return "float32"
     native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()

@@ -8,6 +8,8 @@ import secrets
 import signal
 import sys
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from types import FrameType
 from typing import Final
 
@@ -17,8 +19,10 @@ import zmq
 
 from compute.codec import Bounds
 from compute.config import ComputeSettings
+from compute.device import peak_bytes, resolve, uuid_of
 from compute.fingerprint import fingerprint
 from compute.front import Front
+from compute.gpu.support import check_supported
 from compute.link import End, Link
 from compute.mailbox import Inbox, Outbox, ToLink, ToStep
 from compute.model_config import ModelConfig
@@ -26,11 +30,11 @@ from compute.runner import Runner, load, resolve_dtype
 from compute.sampler import Sampler
 from compute.scheduler import Limits, Scheduler
 from compute.weights import WeightsError
-from compute.worker import Worker
+from compute.worker import Steps, Worker
 from kvmanager.client import Attachment, AttachSpec, DaemonLink, attach
-from kvmanager.errors import Invalid, Unimplemented
+from kvmanager.errors import Invalid
+from kvmanager.gpu_mapping import map_pool
 from kvmanager.layout import PoolLayout
-from kvmanager.mapping import PoolMapping
 
 JOIN_S: Final = 5.0
 LAST_WORDS_MS: Final = 200  # for the heartbeat that says it drained
@@ -41,15 +45,17 @@ log = structlog.get_logger()
 
 def serve(settings: ComputeSettings) -> int:
     """Runs the worker to its end; the process's exit code. Raises what the user can mend, before any request came."""
-    check_device(settings)
+    chosen = {"device": resolve(settings.device), "worker_id": settings.worker_id or secrets.token_hex(4)}
+    settings = settings.model_copy(update=chosen)
     config = ModelConfig.from_folder(settings.model)
+    check_device(settings, config)
     bounds = Bounds(config.vocab_size, model_len(settings, config))
-    settings = settings.model_copy(update={"worker_id": settings.worker_id or secrets.token_hex(4)})
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     front = Front(context, settings.sockets.prepare().worker(settings.worker_id), bounds)
     try:
-        spec = attach_spec(settings, config, bounds)
-        with attach(settings.sockets, spec, settings.attach_timeout) as attachment:
+        # The function runs after the connect: it starts CUDA's driver.
+        stated = partial(with_device, attach_spec(settings, config, bounds))
+        with attach(settings.sockets, stated, settings.attach_timeout) as attachment:
             say_attached(settings, bounds, attachment)
             return run(settings, config, context, front, attachment)
     finally:
@@ -66,9 +72,11 @@ def say_attached(settings: ComputeSettings, bounds: Bounds, attachment: Attachme
         )
 
 
-def check_device(settings: ComputeSettings) -> None:
+def check_device(settings: ComputeSettings, config: ModelConfig) -> None:
+    """Invalid or Unimplemented for what a GPU does not serve."""
     if settings.device == "cuda":
-        raise Unimplemented("--device cuda: this build has no GPU pool; use --device cpu")
+        dtype = resolve_dtype(config, settings.dtype, settings.device)
+        check_supported(config, dtype, settings.block_size)
 
 
 def model_len(settings: ComputeSettings, config: ModelConfig) -> int:
@@ -80,14 +88,15 @@ def model_len(settings: ComputeSettings, config: ModelConfig) -> int:
 
 
 def attach_spec(settings: ComputeSettings, config: ModelConfig, bounds: Bounds) -> AttachSpec:
-    dtype = resolve_dtype(config, settings.dtype)
-    geometry = config.geometry(settings.block_size, dtype)
+    kind = settings.device
+    dtype = resolve_dtype(config, settings.dtype, kind)
+    geometry = config.geometry(settings.block_size, settings.kv_dtype(dtype))
     return AttachSpec(
         model=settings.model_name,
         model_fingerprint=fingerprint(settings.model, settings.load_format, settings.seed),
         dtype=dtype,
         vocab_size=config.vocab_size,
-        device="cpu",
+        device=kind,
         num_layers=geometry.num_layers,
         num_kv_heads=geometry.num_kv_heads,
         head_dim=geometry.head_dim,
@@ -97,7 +106,24 @@ def attach_spec(settings: ComputeSettings, config: ModelConfig, bounds: Bounds) 
         max_num_seqs=settings.max_num_seqs,
         worker_id=settings.worker_id,
         endpoint=str(settings.sockets.worker(settings.worker_id)),
+        peak_bytes=0 if kind == "cpu" else need(settings, config, dtype, bounds),
     )
+
+
+def need(settings: ComputeSettings, config: ModelConfig, dtype: str, bounds: Bounds) -> int:
+    """Device memory beside the pool."""
+    return peak_bytes(
+        config,
+        dtype,
+        max_num_seqs=settings.max_num_seqs,
+        max_num_batched_tokens=settings.max_num_batched_tokens,
+        max_model_len=bounds.max_model_len,
+    )
+
+
+def with_device(spec: AttachSpec) -> AttachSpec:
+    """The spec, with the device as the daemon knows it."""
+    return replace(spec, device=uuid_of(spec.device))
 
 
 def run(
@@ -138,17 +164,23 @@ def limits(settings: ComputeSettings, config: ModelConfig, num_blocks: int) -> L
     )
 
 
-def loader(settings: ComputeSettings, config: ModelConfig, attachment: Attachment) -> Callable[[], Runner]:
+def loader(settings: ComputeSettings, config: ModelConfig, attachment: Attachment) -> Callable[[], Steps]:
     """Loads the weights and maps the pool; called in the step thread."""
 
-    def make() -> Runner:
+    def make() -> Steps:
         torch.set_num_threads(settings.threads)  # of this thread: the only one that computes
-        dtype = resolve_dtype(config, settings.dtype)
-        layout = PoolLayout(config.geometry(settings.block_size, dtype))
-        mapping = PoolMapping(attachment.pool_fd, layout, attachment.num_blocks)
-        model = load(settings.model, dtype, load_format=settings.load_format, seed=settings.seed)
-        log.info("weights loaded", model=settings.model_name, dtype=dtype, threads=settings.threads)
-        return Runner(model, mapping.pool, Sampler(config.vocab_size))
+        dtype = resolve_dtype(config, settings.dtype, settings.device)
+        layout = PoolLayout(config.geometry(settings.block_size, settings.kv_dtype(dtype)))
+        mapping = map_pool(attachment, layout)
+        model = load(
+            settings.model, dtype, settings.device, load_format=settings.load_format, seed=settings.seed
+        )
+        log.info("weights loaded", model=settings.model_name, dtype=dtype, device=settings.device)
+        if settings.device == "cpu":
+            return Runner(model, mapping.pool, Sampler(config.vocab_size))
+        from compute.gpu.runner import GpuRunner  # noqa: PLC0415 - Triton comes with CUDA's torch alone
+
+        return GpuRunner(model, mapping.pool, limits(settings, config, attachment.num_blocks))
 
     return make
 

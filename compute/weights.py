@@ -14,6 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+CPU: Final = torch.device("cpu")
 MAX_INDEX_BYTES: Final = 64 * 2**20
 FLOATS: Final = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 # Prefixes of the tensors of a decoder, by the wrapper that wrote them.
@@ -95,21 +96,28 @@ class Checkpoint:
 
 
 class Dummy:
-    """Random weights, a function of (seed, name) alone: for benchmarks and tests of a model's shape."""
+    """Random weights, a function of (seed, name) and the kind of device, which draws them: for benchmarks and tests of
+    a model's shape."""
 
-    def __init__(self, seed: int, dtype: torch.dtype, *, norm_offset: bool) -> None:
+    def __init__(
+        self, seed: int, dtype: torch.dtype, *, norm_offset: bool, device: torch.device = CPU
+    ) -> None:
         self.seed = seed
+        self.device = device
         self.dtype = dtype
         self.norm = 0.0 if norm_offset else 1.0
 
     def take(self, name: str, shape: tuple[int, ...]) -> Tensor:
         if "norm" in name:
-            return torch.full(shape, self.norm, dtype=self.dtype)
+            return torch.full(shape, self.norm, dtype=self.dtype, device=self.device)
         digest = hashlib.sha256(f"{self.seed}:{name}".encode()).digest()
-        generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little", signed=True))
+        generator = torch.Generator(self.device).manual_seed(
+            int.from_bytes(digest[:8], "little", signed=True)
+        )
         # Products keep the scale of their input; embeddings have the usual 0.02.
         scale = 0.02 if len(shape) == 1 or "embed" in name else shape[-1] ** -0.5
-        return torch.empty(shape).normal_(0.0, scale, generator=generator).to(self.dtype)
+        drawn = torch.empty(shape, device=self.device).normal_(0.0, scale, generator=generator)
+        return drawn.to(self.dtype)
 
     def close(self) -> None:
         pass

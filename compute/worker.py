@@ -1,4 +1,7 @@
-"""The step thread: inbox → scheduler → runner → outbox, one step after the other, asleep when there is nothing to run.
+"""The step thread: inbox → scheduler → runner → outbox, step after step, asleep when there is nothing to run.
+
+    CPU (depth 1)    plan n │ step n        │ advance n │ plan n+1 │ step n+1 …
+    GPU (depth 2)    plan n+1, launch │ … step n … │ advance n │ plan n+2, launch │ … step n+1 … │ advance n+1
 
 Owns the scheduler and the runner; touches no socket. Its few public fields are read by the I/O thread for heartbeats.
 What it cannot handle ends it, and it says so: a worker that computes nothing must not look alive.
@@ -7,6 +10,7 @@ What it cannot handle ends it, and it says so: a worker that computes nothing mu
 import gc
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from typing import Final, Protocol
 
@@ -35,10 +39,24 @@ MIN_BOUND_MS: Final = 1500
 MAX_BOUND_MS: Final = 600_000
 
 
-class Steps(Protocol):
-    """What runs a plan: compute.runner.Runner."""
+Landing = Callable[[], StepResult]
 
-    def run(self, plan: StepPlan) -> StepResult: ...
+
+class Steps(Protocol):
+    """What runs plans, in the order of their launch: compute.runner.Runner, compute.gpu_runner.GpuRunner."""
+
+    @property
+    def depth(self) -> int:
+        """Steps that may be on their way at once."""
+        ...
+
+    def prepare(self) -> None:
+        """Whatever takes long and is done once, before the first step."""
+        ...
+
+    def launch(self, plan: StepPlan) -> Landing:
+        """Starts a step. The call that comes back waits until it is done."""
+        ...
 
 
 class Worker:
@@ -48,11 +66,12 @@ class Worker:
         self, scheduler: Scheduler, load: Callable[[], Steps], inbox: Inbox[ToStep], outbox: Outbox[ToLink]
     ) -> None:
         self.state = WorkerState.WARMING
-        self.stepping = 0  # tokens of the step that runs now
+        self.stepping = 0  # tokens of the steps on their way
         self.scheduler = scheduler
         self._load = load
         self._inbox = inbox
         self._outbox = outbox
+        self._flight: deque[tuple[StepPlan, Landing]] = deque()
         self._unacked = 0
         self._stopping = False
         self._thread = threading.Thread(target=self._main, name="step", daemon=True)
@@ -75,6 +94,7 @@ class Worker:
     def _main(self) -> None:
         try:
             runner = self._load()
+            runner.prepare()
             self._warm_up(runner)
             gc.collect()
             gc.freeze()  # what is loaded stays: no collection walks through it within a step
@@ -100,17 +120,19 @@ class Worker:
     def _rehearse(self, runner: Steps, plan: StepPlan) -> None:
         """What it takes is the first guess of how long a step may be silent."""
         began = time.monotonic_ns()
-        runner.run(plan)
+        runner.launch(plan)()
         self.scheduler.progress.measure(plan.num_tokens, 0, time.monotonic_ns() - began)
 
     def _loop(self, runner: Steps) -> None:
         while not self._stopping:
             self._take(0.0)
             plan = self._next_plan()
-            if plan is None:
+            if plan is not None:
+                self._launch(runner, plan)
+            if self._flight and (plan is None or len(self._flight) == runner.depth):
+                self._land()
+            elif plan is None:
                 self._rest()
-            else:
-                self._step(runner, plan)
 
     def _next_plan(self) -> StepPlan | None:
         now = time.monotonic_ns()
@@ -123,11 +145,15 @@ class Worker:
             self._say(self.scheduler.settle())
         return plan
 
-    def _step(self, runner: Steps, plan: StepPlan) -> None:
-        self.stepping = plan.num_tokens
-        result = runner.run(plan)
+    def _launch(self, runner: Steps, plan: StepPlan) -> None:
+        self.stepping += plan.num_tokens
+        self._flight.append((plan, runner.launch(plan)))
+
+    def _land(self) -> None:
+        plan, landing = self._flight.popleft()
+        result = landing()
         outcome = self.scheduler.advance(plan, result, time.monotonic_ns())
-        self.stepping = 0
+        self.stepping -= plan.num_tokens
         self._say(outcome)
 
     def _rest(self) -> None:

@@ -12,9 +12,12 @@ from typing import Any
 
 from kvmanager.attachment import AttachSpec
 from kvmanager.config import KvManagerSettings
-from kvmanager.errors import Invalid, Mismatch, PoolTooSmall, Unimplemented
-from kvmanager.layout import MAX_POOL_BLOCKS, Geometry, PoolLayout, PoolSpec
+from kvmanager.errors import Invalid, KvError, Mismatch, Unavailable
+from kvmanager.gpu_memory import DEVICE
+from kvmanager.layout import Geometry, PoolLayout, PoolSpec
+from kvmanager.memory import host_bytes
 from kvmanager.pools import Pool, Pools
+from kvmanager.sizing import Plan, cpu_plan, gpu_plan, wanted_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,22 +41,33 @@ def geometry_of(spec: AttachSpec) -> Geometry:
 
 
 def place(spec: AttachSpec, pools: Pools, settings: KvManagerSettings) -> Pool:
-    """The worker's pool, found or made. Mismatch, NoMemory, PoolTooSmall or Unimplemented if there can be none."""
+    """The worker's pool, found or made. Mismatch, NoMemory, PoolTooSmall or Unavailable if there can be none."""
     pool = pools.of_model(spec.model)
     if pool is not None:
         different = next(differences(spec, pool.spec), None)
-        if different is None:
+        if different is None and pool.can_be_shared():
             return pool
         if not pool.idle():
-            raise Mismatch(
-                f"{different.field}: this worker has {different.worker}, "
-                f"pool {pool.spec.name} has {different.pool} and is in use",
-                field=different.field,
-                worker=different.worker,
-                pool=different.pool,
-            )
-        pools.drop(pool, f"unused, and a worker with another {different.field} attaches")
+            raise in_use(pool, different)
+        reason = f"a worker with another {different.field} attaches" if different else "its allocator is gone"
+        pools.drop(pool, f"unused, and {reason}")
     return pools.create(pool_spec(spec, pools, settings))
+
+
+def in_use(pool: Pool, different: Difference | None) -> KvError:
+    """Why a worker cannot have a pool that others use."""
+    if different is None:
+        return Unavailable(
+            f"pool {pool.spec.name}: its GPU memory was shared by legacy IPC, and the process that allocated it "
+            "is gone; a new pool can be made once the workers that still have it are gone"
+        )
+    return Mismatch(
+        f"{different.field}: this worker has {different.worker}, "
+        f"pool {pool.spec.name} has {different.pool} and is in use",
+        field=different.field,
+        worker=different.worker,
+        pool=different.pool,
+    )
 
 
 def differences(spec: AttachSpec, pool: PoolSpec) -> Iterator[Difference]:
@@ -75,30 +89,13 @@ def differences(spec: AttachSpec, pool: PoolSpec) -> Iterator[Difference]:
 
 
 def pool_spec(spec: AttachSpec, pools: Pools, settings: KvManagerSettings) -> PoolSpec:
-    """A pool as large as the memory budget allows."""
-    if spec.device != "cpu":
-        raise Unimplemented(f"device {spec.device}: pools on a GPU are not built yet", field="device")
+    """A pool as large as the memory budget allows. May drop idle pools of its GPU, to count what they leave."""
     geometry = geometry_of(spec)
-    layout = PoolLayout(geometry)
-    num_blocks = settings.num_blocks_override or layout.blocks_in(settings.cpu_budget)
-    if num_blocks < 2:
-        raise PoolTooSmall(
-            f"--kv-memory {settings.cpu_budget} holds {num_blocks} blocks of {layout.block_bytes} bytes, "
-            "a pool needs at least 2",
-            blocks=num_blocks,
-            block_bytes=layout.block_bytes,
-        )
-    if num_blocks > MAX_POOL_BLOCKS:
-        raise Invalid(
-            f"--kv-memory {settings.cpu_budget} gives {num_blocks} blocks of {layout.block_bytes} bytes, "
-            f"a pool has at most {MAX_POOL_BLOCKS}; lower it to {MAX_POOL_BLOCKS * layout.block_bytes} or less",
-            field="kv_memory",
-            most=MAX_POOL_BLOCKS * layout.block_bytes,
-        )
+    plan = plan_of(spec, PoolLayout(geometry), pools, settings)
     return PoolSpec(
         name=pools.free_name(spec.model, spec.model_fingerprint),
         geometry=geometry,
-        num_blocks=num_blocks,
+        num_blocks=plan.num_blocks,
         model=spec.model,
         model_fingerprint=spec.model_fingerprint,
         device=spec.device,
@@ -107,4 +104,16 @@ def pool_spec(spec: AttachSpec, pools: Pools, settings: KvManagerSettings) -> Po
         max_num_seqs=spec.max_num_seqs,
         vocab_size=spec.vocab_size,
         nonce=os.urandom(16),
+        exporter=plan.exporter,
     )
+
+
+def plan_of(spec: AttachSpec, layout: PoolLayout, pools: Pools, settings: KvManagerSettings) -> Plan:
+    if spec.device == "cpu":
+        return cpu_plan(layout, settings, host_bytes())
+    if not DEVICE.fullmatch(spec.device):
+        raise Invalid(
+            f"device: {spec.device!r}, expected cpu or a GPU's UUID such as GPU-0a1b…", field="device"
+        )
+    facts = pools.make_gpu_room(spec.device, wanted_bytes(layout, settings, spec.peak_bytes))
+    return gpu_plan(layout, settings, facts, spec.peak_bytes, pools.bytes_on(spec.device))

@@ -44,4 +44,6 @@ class Attached:
     num_blocks: int
     pool_bytes: int
     metadata_bytes: int
-    nonce: bytes  # 16 bytes, also in the metadata's header
+    nonce: bytes  # 16 bytes, also in the metadata's header, and behind the blocks of a GPU pool
+    exporter: str = "memfd"  # or cuda-vmm, cuda-legacy: what the pool's descriptor is
+    allocation_bytes: int = 0  # of the GPU's memory behind it, trailer included; on the CPU those of the pool

@@ -25,9 +25,9 @@ from kvmanager.errors import Conflict, KvError, ResourceExhausted, Unavailable
 from kvmanager.loop import Loop
 from kvmanager.messages import SessionId
 from kvmanager.pools import Pools
-from kvmanager.workers import Worker, Workers, readable
+from kvmanager.workers import Worker, Workers
 
-SPEAK_BOUND_S: Final = 5.0
+SPEAK_BOUND_S: Final = 15.0  # a worker looks up its GPU between connecting and speaking
 MAX_PENDING: Final = 256
 
 log = structlog.get_logger()
@@ -125,10 +125,9 @@ class Attachments:
                 raise Conflict(
                     f"worker_id: {spec.worker_id} is attached already, pid {other.pid}", pid=other.pid
                 )
-        if sum(not other.lost for other in self._workers.of_pool(pool)) >= self._settings.max_workers:
-            raise ResourceExhausted(
-                f"--max-workers {self._settings.max_workers} are attached to {pool.spec.name}"
-            )
+        most = self._settings.workers_on(spec.device)
+        if sum(not other.lost for other in self._workers.of_pool(pool)) >= most:
+            raise ResourceExhausted(f"--max-workers {most} are attached to {pool.spec.name}")
         pid, pidfd, started = identify(connection)
         try:
             session = pool.state.attach(
@@ -167,6 +166,8 @@ class Attachments:
             pool_bytes=pool.pool_bytes,
             metadata_bytes=pool.metadata_bytes,
             nonce=pool.spec.nonce,
+            exporter=pool.spec.exporter,
+            allocation_bytes=pool.allocation_bytes,
         )
         fds.send(connection, wire.encode(encode_attached(answer)), (pool.pool_fd, pool.readers_fd))
 
@@ -182,7 +183,7 @@ def identify(connection: socket.socket) -> tuple[int, int, int]:
     except OSError as error:
         raise Unavailable(f"the worker's process cannot be watched: {error}") from None
     started = fds.start_time(pid)
-    if readable(pidfd) or not started:
+    if fds.readable(pidfd) or not started:
         os.close(pidfd)
         raise Unavailable("the worker's process is gone, or in a PID namespace that the daemon does not see")
     return pid, pidfd, started

@@ -2,6 +2,11 @@
 
 The open connection is the attachment. When it ends (`fileno` becomes readable) the daemon is gone or has dropped
 this worker, and whatever the worker still writes counts for nothing. Re-attaching is not built yet.
+
+A worker on a GPU connects before its process makes any CUDA call. The kernel closes a dead process's descriptors in
+the order of their numbers, and the driver takes tens of milliseconds over its own: a connection that is older than
+them tells of the death before that, and others take over sooner. So the spec, which names the GPU and needs the
+driver for that, may be a function that is called once there is a connection.
 """
 
 import os
@@ -9,6 +14,7 @@ import socket
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cache
 from types import TracebackType
 from typing import Final
 
@@ -21,6 +27,7 @@ from kvmanager import fds
 from kvmanager.attachment import Attached, AttachSpec
 from kvmanager.codec_attach import decode_attached, encode_attach
 from kvmanager.errors import Unavailable
+from kvmanager.gpu_memory import MEMFD
 
 RETRY_S: Final = 0.2
 REMIND_S: Final = 10.0
@@ -35,6 +42,7 @@ class Attachment:
     answer: Attached
     pool_fd: int
     metadata_fd: int  # read-only
+    device: str  # "cpu" or the GPU's UUID
     connection: socket.socket = field(repr=False)
 
     @property
@@ -65,6 +73,14 @@ class Attachment:
     def nonce(self) -> bytes:
         return self.answer.nonce
 
+    @property
+    def exporter(self) -> str:
+        return self.answer.exporter
+
+    @property
+    def allocation_bytes(self) -> int:
+        return self.answer.allocation_bytes
+
     def fileno(self) -> int:
         """Readable once the attachment has ended; poll it."""
         return self.connection.fileno()
@@ -86,19 +102,22 @@ class Attachment:
 
 def attach(
     sockets: RunDir,
-    spec: AttachSpec,
+    spec: AttachSpec | Callable[[], AttachSpec],
     timeout_s: float,
     on_wait: Callable[[str], None] | None = None,
 ) -> Attachment:
     """Attaches to the daemon of this run directory, waiting for it to appear.
 
+    A `spec` that is a function is called once, right after the first connect, and has 15 s; what it raises ends this.
+
     `on_wait` is told why nothing happens yet, at once and every ten seconds; without it a log line says so.
     Raises Unavailable at the timeout, and the daemon's own refusal (Mismatch, NoMemory, Conflict, Invalid).
     """
     waiting = Waiting(time.monotonic() + timeout_s, on_wait or _log_wait)
+    statement = cache(spec) if callable(spec) else lambda: spec
     while True:
         try:
-            return _attach_once(sockets, spec, waiting.left())
+            return _attach_once(sockets, statement, waiting.left())
         except (OSError, EOFError) as error:
             waiting.pause(f"the KV manager does not answer at {sockets.attach} ({error or 'closed'})")
 
@@ -129,11 +148,12 @@ def _log_wait(reason: str) -> None:
     log.info("waiting for the KV manager", reason=reason)
 
 
-def _attach_once(sockets: RunDir, spec: AttachSpec, timeout_s: float) -> Attachment:
+def _attach_once(sockets: RunDir, statement: Callable[[], AttachSpec], timeout_s: float) -> Attachment:
     """One try. OSError or EOFError: nobody there, or gone before it answered."""
     connection = fds.connect(sockets.attach, timeout_s)
     received: list[int] = []
     try:
+        spec = statement()
         fds.send(connection, wire.encode(encode_attach(spec)))
         data, received = fds.receive(connection)
         if not data:
@@ -141,14 +161,21 @@ def _attach_once(sockets: RunDir, spec: AttachSpec, timeout_s: float) -> Attachm
         answer = decode_attached(wire.decode(pb.AttachReply, data))
         if len(received) != 2:
             raise Unavailable(f"the KV manager sent {len(received)} descriptors with its answer, expected 2")
-        _check_size("pool", received[0], answer.pool_bytes)
+        if answer.exporter == MEMFD:  # a GPU's descriptor has no size
+            _check_size("pool", received[0], answer.pool_bytes)
         _check_size("metadata", received[1], answer.metadata_bytes)
     except BaseException:
         connection.close()
         fds.close_all(received)
         raise
     connection.settimeout(None)
-    return Attachment(answer=answer, pool_fd=received[0], metadata_fd=received[1], connection=connection)
+    return Attachment(
+        answer=answer,
+        pool_fd=received[0],
+        metadata_fd=received[1],
+        device=spec.device,
+        connection=connection,
+    )
 
 
 def _check_size(what: str, fd: int, expected: int) -> None:

@@ -104,6 +104,8 @@ def encode_attached(answer: Attached) -> pb.AttachReply:
         pool_bytes=answer.pool_bytes,
         metadata_bytes=answer.metadata_bytes,
         nonce=answer.nonce,
+        exporter=answer.exporter,
+        allocation_bytes=answer.allocation_bytes,
     )
     return pb.AttachReply(attached=attached)
 
@@ -121,4 +123,6 @@ def decode_attached(reply: pb.AttachReply) -> Attached:
         pool_bytes=answer.pool_bytes,
         metadata_bytes=answer.metadata_bytes,
         nonce=exact(answer.nonce, ID_BYTES, "nonce"),
+        exporter=short(answer.exporter, 16, "exporter", least=1),
+        allocation_bytes=answer.allocation_bytes,
     )

@@ -2,7 +2,7 @@
 
 import re
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import BeforeValidator, Field
 
@@ -31,7 +31,10 @@ class KvManagerSettings(Common):
     """One daemon and its keeper."""
 
     kv_memory: ByteSize | None = Field(
-        None, ge=2**20, le=2**50, description="memory of a pool, such as 4GiB; unset: 1GiB on the CPU"
+        None,
+        ge=2**20,
+        le=2**50,
+        description="memory of a pool, such as 4GiB; unset: 1GiB on the CPU, a share of the GPU",
     )
     num_blocks_override: int | None = Field(
         None, ge=2, le=2**28, description="blocks of a pool, whatever the memory"
@@ -39,7 +42,15 @@ class KvManagerSettings(Common):
     gpu_memory_utilization: float = Field(
         0.9, gt=0, le=1, description="share of a GPU that weights and pools may take together"
     )
-    max_workers: int = Field(8, ge=1, le=64, description="workers of one pool")
+    gpu_ipc: Literal["auto", "vmm", "legacy"] = Field(
+        "auto", description="how a GPU pool is shared; auto: vmm where it works; legacy promises less"
+    )
+    max_workers: int | None = Field(
+        None,
+        ge=1,
+        le=64,
+        description="workers of one pool; unset: 8 on the CPU, 2 on a GPU, whose peak need is set aside",
+    )
     record_ttl: float = Field(
         300, ge=1, le=86_400, description="seconds that a finished sequence can be read"
     )
@@ -51,3 +62,12 @@ class KvManagerSettings(Common):
     def cpu_budget(self) -> int:
         """Bytes of a pool on the CPU."""
         return 2**30 if self.kv_memory is None else self.kv_memory
+
+    @property
+    def workers_on_gpu(self) -> int:
+        """Workers that one GPU pool may have."""
+        return self.max_workers or 2
+
+    def workers_on(self, device: str) -> int:
+        """Workers that one pool on this device may have."""
+        return (self.max_workers or 8) if device == "cpu" else self.workers_on_gpu

@@ -25,6 +25,7 @@ from kvmanager.admin import HANDLERS
 from kvmanager.attachments import Attachments
 from kvmanager.config import KvManagerSettings
 from kvmanager.errors import Conflict, NotFound
+from kvmanager.gpu_pools import MODULE, GpuAllocators
 from kvmanager.keeper_link import KeeperBusyError, KeeperError, KeeperLink
 from kvmanager.liveness import Watch
 from kvmanager.loop import Loop
@@ -34,7 +35,7 @@ from kvmanager.pools import Pool, Pools
 from kvmanager.router import Router
 from kvmanager.server import Server
 from kvmanager.view import View
-from kvmanager.workers import Worker, Workers, readable
+from kvmanager.workers import Worker, Workers
 
 BEAT_S: Final = 0.2
 EXPIRE_S: Final = 1.0
@@ -52,14 +53,15 @@ class Stopped(Exception):  # noqa: N818 - reads as `raise Stopped`
 class Daemon:
     """Everything of one daemon, wired. `run` is its life."""
 
-    def __init__(self, settings: KvManagerSettings, keeper: KeeperLink) -> None:
+    def __init__(self, settings: KvManagerSettings, keeper: KeeperLink, allocator: str = MODULE) -> None:
         self.settings, self.keeper = settings, keeper
         self.stopping = self._busy = self._behind = False
         self._beat_at = self._expire_at = time.monotonic()
         self._ttl_ns = int(settings.record_ttl * 1e9)
         self.loop = Loop()
         self.watch = Watch(time.monotonic_ns())
-        self.pools = Pools(keeper, {"memfd": MemfdExporter()}, self._beat, self._beating)
+        gpus = GpuAllocators(self._beating, allocator)
+        self.pools = Pools(keeper, {"memfd": MemfdExporter()}, self._beat, self._beating, gpus)
         self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         router = Router(self.context, settings.sockets.daemon, keeper.get("daemon.sock"))
         self.server = Server(router, self.watch)
@@ -165,9 +167,14 @@ class Daemon:
         signal.set_wakeup_fd(wake.fileno(), warn_on_full_buffer=False)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._stop)
-        signal.signal(signal.SIGALRM, lambda *_: self.keeper.beat())
+        signal.signal(signal.SIGALRM, self._alarm)
         self._wake = (wake, poked)
         self.loop.watch(poked.fileno(), lambda: void(poked.recv(64)))
+
+    def _alarm(self, _number: int, _frame: object) -> None:
+        if self._busy:  # no request to the keeper is under way, whose answer this could take
+            self.keeper.settle()
+            self.keeper.beat()
 
     def _stop(self, _number: int, _frame: object) -> None:
         self.stopping = True
@@ -201,7 +208,7 @@ def watch_process(pid: int, started: int) -> int | None:
         pidfd = os.pidfd_open(pid)
     except OSError:
         return None
-    if fds.start_time(pid) == started and not readable(pidfd):
+    if fds.start_time(pid) == started and not fds.readable(pidfd):
         return pidfd
     os.close(pidfd)
     return None
@@ -237,8 +244,11 @@ def find_keeper(path: Path) -> KeeperLink:
         time.sleep(0.1)
 
 
-def run(settings: KvManagerSettings) -> int:
-    """The daemon, until SIGTERM. Exit codes: 0, 1 without a keeper, 2 for a bad run directory, 7 beside another."""
+def run(settings: KvManagerSettings, allocator: str = MODULE) -> int:
+    """The daemon, until SIGTERM. Exit codes: 0, 1 without a keeper, 2 for a bad run directory, 7 beside another.
+
+    `allocator` is the module that is run to make memory on a GPU.
+    """
     logs.configure("kvmanager", settings.log_format, settings.log_level)
     os.umask(0o077)
     try:
@@ -247,7 +257,7 @@ def run(settings: KvManagerSettings) -> int:
     except (RunDirError, KeeperError) as error:
         log.error("cannot start", error=str(error))
         return START_CODES[type(error)]
-    daemon = Daemon(settings, keeper)
+    daemon = Daemon(settings, keeper, allocator)
     try:
         with contextlib.suppress(Stopped):
             daemon.run()

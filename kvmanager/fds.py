@@ -6,6 +6,7 @@ in bytes or in descriptors, is refused whole and leaks nothing.
 
 import array
 import os
+import select
 import socket
 from collections.abc import Sequence
 from pathlib import Path
@@ -113,3 +114,10 @@ def start_time(pid: int) -> int:
         return 0
     fields = stat[stat.rindex(b")") + 2 :].split()
     return 0 if fields[0] in (b"Z", b"X") else int(fields[19])
+
+
+def readable(fd: int) -> bool:
+    """Whether a read would not wait: a pidfd whose process is gone, a socket whose other end is."""
+    poll = select.poll()
+    poll.register(fd, select.POLLIN)
+    return bool(poll.poll(0))

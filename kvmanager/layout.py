@@ -1,6 +1,7 @@
 """Where every byte stands: the geometry of a pool's blocks and the arrays of its metadata. Pure arithmetic.
 
-A pool is `num_blocks` blocks of `[layer][K,V][kv head][slot][dim]`. Its metadata is one buffer of plain arrays:
+A pool is `num_blocks` blocks of `[layer][K,V][kv head][slot][dim]`; those of float8_e4m3 have
+`[layer][K,V][kv head][slot]` float32 scales behind. Its metadata is one buffer of plain arrays:
 
     header | block records | block tokens | row records | row entries | sequence records | session records
            | token arena (u32) | request arena (bytes) | redo area
@@ -37,6 +38,7 @@ LAYOUT_VERSION: Final = 1
 MAX_POOL_BLOCKS: Final = 2**28  # of a pool
 Buffer = bytes | bytearray | memoryview | mmap
 ITEMSIZE: Final = {"float32": 4, "bfloat16": 2, "float16": 2, "float8_e4m3": 1}
+SCALE_BYTES: Final = {"float8_e4m3": 4}  # of a slot's row of one head
 
 
 class CorruptMetadata(Exception):  # noqa: N818 - reads as `raise CorruptMetadata(...)`
@@ -92,9 +94,10 @@ class PoolLayout:
 
     @property
     def token_bytes(self) -> int:
-        """Keys and values of one token, all layers."""
+        """Keys and values of one token, all layers, and their scales."""
         g = self.geometry
-        return g.num_layers * 2 * g.num_kv_heads * g.head_dim * self.itemsize
+        row = g.head_dim * self.itemsize + SCALE_BYTES.get(g.dtype, 0)
+        return g.num_layers * 2 * g.num_kv_heads * row
 
     @property
     def block_bytes(self) -> int:

@@ -6,6 +6,7 @@
 Owns the mapping, not the descriptor. The GPU's mapping joins here later.
 """
 
+import math
 import mmap
 import os
 from types import TracebackType
@@ -25,8 +26,15 @@ DTYPES: Final = {
 
 
 def as_pool(memory: torch.Tensor, layout: PoolLayout, num_blocks: int) -> torch.Tensor:
-    """A pool's bytes (uint8 [size], host or GPU) as blocks of shape `layout.shape(num_blocks)`. No copy."""
-    return memory.view(DTYPES[layout.dtype]).view(layout.shape(num_blocks))
+    """A pool's bytes (uint8 [size], host or GPU) as blocks of shape `layout.shape(num_blocks)`. No copy.
+
+    Blocks of float8_e4m3 are `layout.block_bytes` apart: the scales between them are not in the shape.
+    """
+    shape = layout.shape(num_blocks)
+    elements = memory.view(DTYPES[layout.dtype])
+    within = [math.prod(shape[axis + 1 :]) for axis in range(1, len(shape))]
+    strides = (layout.block_bytes // layout.itemsize, *within)
+    return elements.as_strided(shape, strides, elements.storage_offset())
 
 
 class PoolMapping:

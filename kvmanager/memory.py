@@ -55,6 +55,14 @@ class MemfdExporter:
         return fd
 
 
+def sealed_file(label: str, data: bytes) -> int:
+    """A memfd that holds these bytes, and never others."""
+    fd = os.memfd_create(f"holdfast-{label}", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    os.pwrite(fd, data, 0)
+    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, SEALS | fcntl.F_SEAL_WRITE)
+    return fd
+
+
 def read_only(fd: int) -> int:
     """The same memory, opened again without the right to write: a guard against accidents, not against the user."""
     return os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)

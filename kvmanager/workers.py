@@ -8,7 +8,6 @@ Owns the attachments' sockets and the pidfds.
 """
 
 import os
-import select
 import signal
 import socket
 import time
@@ -152,10 +151,3 @@ def shut(connection: socket.socket) -> None:
         connection.shutdown(socket.SHUT_WR)
     except OSError:
         return  # the peer was faster
-
-
-def readable(fd: int) -> bool:
-    """Whether a pidfd's process is gone already."""
-    poll = select.poll()
-    poll.register(fd, select.POLLIN)
-    return bool(poll.poll(0))

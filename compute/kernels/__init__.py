@@ -9,9 +9,13 @@ from compute.model_config import ModelConfig
 
 
 def choose(config: ModelConfig, dtype: torch.dtype, device: torch.device) -> Kernels:
-    """The fastest kernels that this machine has for a model."""
+    """The fastest kernels that this machine has for a model on a device."""
+    if device.type == "cuda":
+        from compute.kernels.cuda import CudaKernels  # noqa: PLC0415 - Triton comes with CUDA's torch alone
+
+        return CudaKernels()
     group = config.num_heads // config.num_kv_heads
-    if device.type == "cpu" and attends(group, config.head_dim):
+    if attends(group, config.head_dim):
         library = native_kernels(dtype)
         if library is not None:
             return NativeKernels(library)

@@ -46,7 +46,7 @@ class Stack(Protocol):
 
 
 class Kernels(Protocol):
-    """One implementation per device. `prepare` runs once a step, the rest once or more a layer."""
+    """One implementation per device; each method runs once or more a layer. `step` is the implementation's own."""
 
     def norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         """RMSNorm of x [T, E] with weight [E] float32, as a new tensor."""
@@ -60,10 +60,6 @@ class Kernels(Protocol):
         """[T, 2F] → [T, F]: activation(left half) · right half."""
         ...
 
-    def prepare(self, batch: Batch, pool: Tensor, specs: list[AttentionSpec]) -> Any:
-        """What all layers of the step share: index rows, masks, rotations."""
-        ...
-
     def attend(self, spec: AttentionSpec, qkv: Tensor, step: Any) -> Tensor:
         """qkv [T, (H + 2K)·D] → [T, H·D]. Norms and rotates q and k, writes k and v to their slots, attends."""
         ...
@@ -72,4 +68,12 @@ class Kernels(Protocol):
         self, layers: "Sequence[Layer]", next_norms: Sequence[Tensor], activation: str, eps: float
     ) -> Stack | None:
         """A faster way through all layers for some steps, if this device has one. next_norms: after each layer."""
+        ...
+
+
+class HostKernels(Kernels, Protocol):
+    """The CPU's: a step is made from a batch."""
+
+    def prepare(self, batch: Batch, pool: Tensor, specs: list[AttentionSpec]) -> Any:
+        """What all layers of the step share: index rows, masks, rotations."""
         ...

@@ -3,16 +3,17 @@
     tokens ─ embed ─┬─ norm ─ qkv ─ attend ─ out ─┬─ norm ─ gate·up ─ down ─┬─ … ─ norm ─ logits
                     └──────────── + ──────────────┴─────────── + ───────────┘
 
-Matrix products are `linear`'s, everything between them is `kernels.interface`'s. The KV pool is an argument of
-each step; the model owns weights only.
+Matrix products are `linear`'s, everything between them is `kernels.interface`'s. The KV pool comes with each step; the
+model owns weights only.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
-from compute.batch import Batch
 from compute.kernels.interface import AttentionSpec, Kernels
 from compute.model.layer import Layer
 from compute.model.linear import Linear, make_linear
@@ -45,15 +46,15 @@ class Decoder:
         self.next_norms = [layer.attention_norm for layer in self.layers[1:]] + [self.final_norm]
         self.stack = kernels.stack(self.layers, self.next_norms, config.activation, config.norm_eps)
         scaled = config.family.scaled_embedding
-        self.embedding_scale = torch.tensor(config.hidden_size**0.5, dtype=self.dtype) if scaled else None
+        scale = torch.tensor(config.hidden_size**0.5, dtype=self.dtype, device=device)
+        self.embedding_scale = scale if scaled else None
 
-    def forward(self, batch: Batch, pool: Tensor) -> Tensor:
-        """Hidden states [T, E] after the last norm."""
+    def forward(self, token_ids: Tensor, step: Any) -> Tensor:
+        """Hidden states [T, E] after the last norm. `step`: what the kernels need to know of it, their own type."""
         eps, kernels = self.config.norm_eps, self.kernels
-        x = self.embedding[batch.token_ids]  # [T, E], the residual stream
+        x = functional.embedding(token_ids, self.embedding)  # [T, E], the residual stream
         if self.embedding_scale is not None:
             x.mul_(self.embedding_scale)
-        step = kernels.prepare(batch, pool, self.specs)
         h = kernels.norm(x, self.layers[0].attention_norm, eps)
         if self.stack is not None and self.stack.takes(step):
             return self.stack(h, x, step)
@@ -67,6 +68,10 @@ class Decoder:
                 h = kernels.norm(h, layer.post_mlp_norm, eps)
             h = kernels.add_norm(h, x, next_norm, eps)
         return h
+
+    def raw_logits(self, hidden: Tensor) -> Tensor:
+        """[n, E] → [n, V], in the model's dtype where that is all there is to do."""
+        return self.head(hidden) if self.config.final_softcap is None else self.logits(hidden)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[n, E] → [n, V] float32."""

@@ -78,9 +78,13 @@ class RotaryTable:
     def rows(self, positions: Tensor, limit: int) -> tuple[Tensor, Tensor]:
         """cos, signed sin: [T, 1, D] float32 each, for positions [T], all below `limit`."""
         if limit > self.table.shape[1]:
-            self.table = self.computed(max(limit, 2 * self.table.shape[1]))
+            self.reach(max(limit, 2 * self.table.shape[1]))
         cos, sin = self.table[:, positions, None]
         return cos, sin
+
+    def reach(self, count: int) -> None:
+        """Rows for positions below `count`."""
+        self.table = self.computed(count)
 
     def computed(self, count: int) -> Tensor:
         """[2, count, D]"""

@@ -33,11 +33,21 @@ class Boundary:
             )
         )
 
+    def freed(self) -> Release | None:
+        """What may go once no launched step names it any more; starts anew."""
+        rows, blocks, self.rows, self.blocks = self.rows, self.blocks, [], []
+        return Release(rows=rows, blocks=blocks) if rows or blocks else None
+
+    def let_go(self, release: Release) -> None:
+        """What a step that is done had kept."""
+        self.rows.extend(release.rows)
+        self.blocks.extend(release.blocks)
+
     def take(self, step: int) -> Outcome:
         """Everything collected, as of `step`; starts anew."""
         outcome = Outcome(
             commit=Commit(step=step, entries=self.entries) if self.entries else None,
-            release=Release(rows=self.rows, blocks=self.blocks) if self.rows or self.blocks else None,
+            release=self.freed(),
             events=self.events,
             rejections=self.rejections,
             ended=self.ended,

@@ -7,11 +7,11 @@ live on while the daemon is silent (`reserve`); without any decode there is noth
 from collections.abc import Sequence as ListLike
 from dataclasses import dataclass, field
 
-from compute.plan import StepRow
+from compute.plan import UNKNOWN, StepRow
 from compute.scheduler.floats import Float
 from compute.scheduler.limits import Limits
 from compute.scheduler.sequence import Sequence
-from kvmanager.messages import BlockRef
+from kvmanager.messages import BlockRef, Release
 
 
 @dataclass(slots=True)
@@ -21,6 +21,8 @@ class Batch:
     sequences: list[Sequence] = field(default_factory=list)
     rows: list[StepRow] = field(default_factory=list)
     taken: list[list[BlockRef]] = field(default_factory=list)
+    freed: list[Release] = field(default_factory=list)  # what may go once this step is done
+    started_ns: int = 0
     left_out: list[Sequence] = field(default_factory=list)  # got no block
     short: int = 0  # blocks that were wanted and not there
 
@@ -55,7 +57,9 @@ def compose(running: ListLike[Sequence], blocks: Float, reserve: int, limits: Li
     batch = Batch()
     prefills = []
     for sequence in running:
-        if len(sequence.tokens) - sequence.kv_len == 1:
+        if sequence.ends_by_length(limits.max_model_len):
+            continue
+        if sequence.remaining == 1:
             add_decode(batch, sequence, blocks, limits.block_size)
         else:
             prefills.append(sequence)
@@ -69,7 +73,7 @@ def compose(running: ListLike[Sequence], blocks: Float, reserve: int, limits: Li
 
 
 def add_decode(batch: Batch, sequence: Sequence, blocks: Float, block_size: int) -> None:
-    end = sequence.kv_len + 1
+    end = sequence.launched_len + 1
     taken: list[BlockRef] = []
     if end > len(sequence.block_ids) * block_size:
         taken = blocks.take(1)
@@ -83,7 +87,7 @@ def add_decode(batch: Batch, sequence: Sequence, blocks: Float, block_size: int)
 
 def add_chunk(batch: Batch, sequence: Sequence, offer: Offer, budget: int) -> int:
     """Adds up to `budget` tokens of a prefill, fewer where blocks are short; how many it added."""
-    start = sequence.kv_len
+    start = sequence.launched_len
     wanted = min(start + budget, len(sequence.tokens))
     need = max(0, -(-wanted // offer.block_size) - len(sequence.block_ids))
     taken = offer.take(need)
@@ -98,14 +102,14 @@ def add_chunk(batch: Batch, sequence: Sequence, offer: Offer, budget: int) -> in
 
 
 def make_row(sequence: Sequence, end: int) -> StepRow:
-    """The row computes tokens[kv_len:end]. `blocks` and a full `history` are the scheduler's own lists, which it
-    changes only in `advance`: no copy of every token a step."""
-    tokens, start, request = sequence.tokens, sequence.kv_len, sequence.request
-    last = end == len(tokens)
+    """The row computes tokens[launched_len:end]. `blocks` and a full `history` are the scheduler's own lists, which
+    grow while the step runs: no copy of every token a step."""
+    tokens, start, request = sequence.tokens, sequence.launched_len, sequence.request
+    last = end == len(tokens) + sequence.ahead
     return StepRow(
         sequence=request.sequence,
         epoch=sequence.epoch,
-        token_ids=tokens[start:end],
+        token_ids=tokens[start:end] if end <= len(tokens) else (UNKNOWN,),
         start=start,
         blocks=sequence.block_ids,
         sample=last,

@@ -17,7 +17,7 @@ from compute.scheduler.results import last_event
 from compute.scheduler.sequence import Phase, Sequence
 from compute.scheduler.waiting import Waiting
 from kvmanager.errors import KvError
-from kvmanager.messages import FinishReason, OpenOrAdopt, SequenceId
+from kvmanager.messages import CommitEntry, FinishReason, OpenOrAdopt, Refusal, SequenceId
 
 _key = attrgetter("key")
 
@@ -106,6 +106,19 @@ class Roster:
             )
         )
 
+    def entry_refused(self, entry: CommitEntry, refusal: Refusal) -> None:
+        """The record stands where the first refused entry began, and that entry's blocks are still float."""
+        self.said.blocks.extend(entry.blocks)
+        sequence = self.live.get(entry.sequence)
+        if sequence is None or sequence.epoch != entry.epoch:
+            return
+        if sequence.phase is Phase.OPENING:  # preempted since: the answer to its Open comes first
+            sequence.canceled = FinishReason.ERROR
+            return
+        del sequence.tokens[entry.base_recorded :]
+        sequence.kv_len = entry.base_kv
+        self.fail(sequence, KvError(f"the daemon refused a commit: {refusal.message}"), refusal.code)
+
     def _close_record(self, sequence: Sequence, finish: FinishReason) -> None:
         if sequence.recorded:
             self.said.change(sequence, finish=finish)
@@ -118,6 +131,7 @@ class Roster:
         else:
             self.waiting.remove(sequence)
         self.waiting.settled(sequence)
+        sequence.phase = Phase.ENDED
         del self.live[sequence.request.sequence]
         self.said.ended.append(sequence.ended(reason, error))
 

@@ -1,7 +1,8 @@
 """The scheduler: inputs between steps, one plan a step, and what to say when it is done.
 
 Nothing here blocks or reads a clock. Its parts: `roster` (who is where), `waiting` (whose turn), `compose` (what a step
-holds), `floats` (blocks in hand), `results` and `boundary` (what is said). See the package for the order of calls.
+holds), `flight` (steps on their way), `floats` (blocks in hand), `results` and `boundary` (what is said). See the
+package for the order of calls.
 """
 
 from collections.abc import Sequence as ListLike
@@ -9,6 +10,7 @@ from collections.abc import Sequence as ListLike
 from compute.plan import RowResult, StepPlan, StepResult, StepRow
 from compute.request import Request
 from compute.scheduler.compose import Batch, compose
+from compute.scheduler.flight import Flight
 from compute.scheduler.floats import Float
 from compute.scheduler.limits import Limits
 from compute.scheduler.outcome import Outcome
@@ -21,7 +23,6 @@ from kvmanager.errors import KvError, ResourceExhausted, Unavailable
 from kvmanager.messages import (
     BlockRef,
     Commit,
-    CommitEntry,
     FinishReason,
     Granted,
     Numbered,
@@ -45,8 +46,8 @@ class Scheduler:
         self._float = Float(limits.num_blocks, limits.block_size)
         self._first_chunk = min(limits.blocks_for(limits.max_num_batched_tokens), self._float.cap)
         self._waits = Waits()
-        self._batch = Batch()
-        self._started_ns = 0
+        self._batch = Batch()  # the last one composed: what it lacked is asked for
+        self._flight = Flight()
         self._rehearsing = True  # until the first plan
         self._draining = False
 
@@ -159,35 +160,30 @@ class Scheduler:
         entries = {entry.sequence: entry for entry in message.entries} if refusals else {}
         for refusal in refusals:
             if refusal.sequence in entries:
-                self._entry_refused(entries[refusal.sequence], refusal)
-
-    def _entry_refused(self, entry: CommitEntry, refusal: Refusal) -> None:
-        """The record stands where the first refused entry began, and that entry's blocks are still float."""
-        self._roster.said.blocks.extend(entry.blocks)
-        sequence = self._roster.live.get(entry.sequence)
-        if sequence is None or sequence.epoch != entry.epoch:
-            return
-        if sequence.phase is Phase.OPENING:  # preempted since: the answer to its Open comes first
-            sequence.canceled = FinishReason.ERROR
-            return
-        del sequence.tokens[entry.base_recorded :]
-        sequence.kv_len = entry.base_kv
-        self._roster.fail(sequence, KvError(f"the daemon refused a commit: {refusal.message}"), refusal.code)
+                self._roster.entry_refused(entries[refusal.sequence], refusal)
 
     # ------------------------------------------------------------------------------------------- steps
 
     def plan(self, now_ns: int) -> StepPlan | None:
-        """The next step; None if nothing can run now."""
+        """The next step, which may be launched while others are on their way; None if nothing can run now."""
         self._rehearsing = False
-        self._batch = compose(self._roster.running, self._float, self._reserve(), self._limits)
-        if not self._batch.rows:
-            if self._roster.running:
-                self._waits.begin(now_ns)
-            else:
-                self._waits.forget()
+        running = self._roster.running
+        if self._flight and any(one.ahead and one.needs_last_token for one in running):
             return None
-        self._launch(now_ns)
+        self._batch = compose(running, self._float, self._reserve(), self._limits)
+        if not self._batch.rows:
+            self._nothing_runs(now_ns)
+            return None
+        self._flight.launch(self._batch, now_ns)
+        self.progress.launched(self._waits.launch(now_ns), self._waits)
         return StepPlan(self.progress.step, self._batch.rows)
+
+    def _nothing_runs(self, now_ns: int) -> None:
+        """It counts as waiting for blocks, unless a step on its way is what is waited for, or there is nobody."""
+        if not self._roster.running:
+            self._waits.forget()
+        elif not self._flight:
+            self._waits.begin(now_ns)
 
     def rehearsal(self) -> list[StepPlan]:
         """Plans to warm a runner up with, before the first step; none while the float is empty."""
@@ -197,7 +193,7 @@ class Scheduler:
 
     def held_back(self, now_ns: int) -> None:
         """No step may be launched because too much is unacknowledged; the next one counts as waited."""
-        if self._roster.running:
+        if self._roster.running and not self._flight:
             self._waits.begin(now_ns)
 
     def orders(self, now_ns: int) -> list[Numbered]:
@@ -215,23 +211,26 @@ class Scheduler:
         return open_rows < self._limits.max_running and not self._batch.starving
 
     def advance(self, plan: StepPlan, result: StepResult, now_ns: int) -> Outcome:
-        """The step is done: what to commit, and what may be shown after that."""
-        batch, self._batch = self._batch, Batch()
-        assert plan.rows is batch.rows, "results of another plan"
+        """The oldest step on its way is done: what to commit, and what may be shown after that."""
+        batch = self._flight.land(plan)
+        if not self._flight:
+            self._batch = Batch()
         parts = zip(batch.sequences, batch.rows, batch.taken, result.rows, strict=True)
         for sequence, row, taken, got in parts:
-            if got.error is None:
+            if sequence.phase is not Phase.RUNNING or sequence.epoch != row.epoch:
+                self._float.put_back(taken)  # it ended or gave its row back while this step was on its way
+            elif got.error is None:
                 self._apply(sequence, row, taken, got, now_ns)
             else:
                 self._float.put_back(taken)
                 self._roster.end(sequence, FinishReason.ERROR, got.error)
         sampled = sum(row.sample for row in batch.rows)
-        self.progress.measure(plan.num_tokens, sampled, now_ns - self._started_ns)
-        return self._outcome()
+        self.progress.measure(plan.num_tokens, sampled, self._flight.took_ns(batch, now_ns))
+        return self._outcome(batch.freed)
 
     def settle(self) -> Outcome:
         """A boundary without a step: what was decided since the last one. Who runs nothing holds no float."""
-        if not self._roster.running and not self._expecting():
+        if not self._roster.running and not self._expecting() and not self._flight:
             self._roster.said.blocks.extend(self._float.all())
         if self._roster.said.entries:
             self.progress.step += 1
@@ -245,12 +244,6 @@ class Scheduler:
 
     # ----------------------------------------------------------------------------------------- details
 
-    def _launch(self, now_ns: int) -> None:
-        self._started_ns = now_ns
-        self.progress.launched(self._waits.launch(now_ns), self._waits)
-        for sequence in self._batch.sequences:
-            sequence.stepping(now_ns)
-
     def _apply(
         self, sequence: Sequence, row: StepRow, taken: list[BlockRef], got: RowResult, now_ns: int
     ) -> None:
@@ -261,6 +254,7 @@ class Scheduler:
         finish = FinishReason.NONE
         if row.sample:
             assert got.token_id is not None, "a sampled row without a token"
+            sequence.ahead -= 1
             if sequence.num_output == 0:
                 self.progress.prompt_tokens += sequence.prompt_len
             sequence.append(got.token_id, now_ns)
@@ -271,7 +265,11 @@ class Scheduler:
         if finish:
             self._roster.finished(sequence, finish)
 
-    def _outcome(self) -> Outcome:
+    def _outcome(self, freed: ListLike[Release] = ()) -> Outcome:
+        """What this boundary says. `freed`: rows and blocks that waited for the step that is done now."""
+        self._flight.hold(self._roster.said)
+        for release in freed:
+            self._roster.said.let_go(release)
         outcome = self._roster.take(self.progress.step)
         progress, roster = self.progress, self._roster
         progress.running, progress.waiting = len(roster.running), len(roster.live) - len(roster.running)

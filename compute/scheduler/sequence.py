@@ -1,14 +1,15 @@
 """One sequence as the scheduler holds it: its tokens, its row and where it stands. Owns no decision.
 
-position  0 ........ kv_len .......... len(tokens)
-          [ KV valid ][  remaining    ]
+position  0 ........ kv_len ...... launched_len ...... len(tokens) + ahead
+          [ KV valid ][ on its way ][     remaining     ]
+on its way: of steps launched and not done; `ahead`: tokens that those steps draw and nobody has read yet
 remaining == 1: the next step decodes it; more: a prefill chunk (prompt, or everything again after a preemption)
 """
 
 from collections.abc import Sequence as ListLike
 from enum import Enum
 
-from compute.plan import Logprob
+from compute.plan import Logprob, StepRow
 from compute.request import Request
 from compute.scheduler.outcome import Ended
 from kvmanager.messages import FinishReason, OpenOrAdopt, SequenceRef
@@ -20,12 +21,14 @@ class Phase(Enum):
     WAITING = "waiting"  # no row
     OPENING = "opening"  # OpenOrAdopt is on its way
     RUNNING = "running"  # has a row
+    ENDED = "ended"
 
 
 class Sequence:
     """Mutable state of one request. `tokens` is prompt and output; only the scheduler changes it."""
 
     __slots__ = (
+        "ahead",
         "block_ids",
         "cached_len",
         "canceled",
@@ -36,6 +39,7 @@ class Sequence:
         "key",
         "kv_len",
         "last_token_ns",
+        "launched_len",
         "phase",
         "preemptions",
         "prompt_len",
@@ -59,7 +63,7 @@ class Sequence:
         self.settling = False  # its `preempted` entry has not been sent yet
         self.canceled: FinishReason | None = None  # while OPENING: how to end it once it is open
         self.epoch = 0
-        self.kv_len = 0
+        self.kv_len = self.launched_len = self.ahead = 0
         self.block_ids: list[int] = []
         self.cached_len = 0
         self.prompt_logprobs: list[Logprob] = []
@@ -72,7 +76,7 @@ class Sequence:
 
     @property
     def remaining(self) -> int:
-        return len(self.tokens) - self.kv_len
+        return len(self.tokens) + self.ahead - self.launched_len
 
     @property
     def num_output(self) -> int:
@@ -113,21 +117,39 @@ class Sequence:
             self.cached_len = cached_len
         self.recorded = True
         self.epoch = epoch
-        self.kv_len = kv_len
+        self.kv_len = self.launched_len = kv_len
         self.block_ids = list(block_ids)
 
     def preempted(self, now_ns: int) -> None:
         self.phase = Phase.WAITING
         self.settling = True
-        self.kv_len = 0
+        self.kv_len = self.launched_len = self.ahead = 0
         self.block_ids = []
         self.prompt_logprobs = []
         self.preemptions += 1
         if self.first_step_ns is not None:
             self.stalled_since_ns = now_ns
 
-    def stepping(self, now_ns: int) -> None:
-        """A step with this sequence starts."""
+    @property
+    def needs_last_token(self) -> bool:
+        """Whether its next step can be built only when the token before is known: its draw looks at the history, or
+        is one that the device leaves to the host."""
+        request, sampling = self.request, self.request.sampling
+        changed = (
+            sampling.repetition_penalty != 1.0 or sampling.frequency_penalty or sampling.presence_penalty
+        )
+        asked = request.logprobs or self.wants_prompt_logprobs or sampling.logit_bias
+        return bool(changed or asked) or self.num_output < request.stop.min_tokens
+
+    def ends_by_length(self, max_model_len: int) -> bool:
+        """Whether the tokens ahead are its last, whatever they are."""
+        length = self.num_output + self.ahead >= self.request.stop.max_tokens
+        return self.ahead > 0 and (length or len(self.tokens) + self.ahead >= max_model_len)
+
+    def stepping(self, row: StepRow, now_ns: int) -> None:
+        """A step with this row starts."""
+        self.launched_len = row.start + len(row.token_ids)
+        self.ahead += row.sample
         if self.first_step_ns is None:
             self.first_step_ns = now_ns
         if self.stalled_since_ns is not None:

@@ -130,6 +130,7 @@ POOLS: Final = Kind(
         left("NAME", lambda p: p.name),
         left("MODEL", lambda p: p.model),
         left("DEVICE", lambda p: p.device),
+        left("MEMORY", lambda p: p.exporter),
         right("BLOCKS", lambda p: str(p.num_blocks)),
         right("USED", lambda p: percent(in_use(p), p.num_blocks)),
         right("FREE", lambda p: str(p.blocks.free)),

@@ -7,15 +7,13 @@ holds the memory has loaded neither this command line nor ZeroMQ; its pid is the
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import click
 
 from holdfast import settings
 from kvmanager.config import KvManagerSettings
-from kvmanager.errors import Invalid
-from kvmanager.memory import host_bytes
+from kvmanager.interpreter import python
 
 
 @click.command()
@@ -29,7 +27,6 @@ def serve(before: Mapping[str, Any] | None, /, **flags: Any) -> int:
     With --keeper SOCKET only the daemon, beside a keeper that runs elsewhere.
     """
     chosen = load(before, flags)
-    check_memory(chosen)
     if chosen.keeper is None:
         start_keeper(chosen, daemon_command(chosen))
     from kvmanager import daemon  # noqa: PLC0415 - numpy and the whole of the state, for this process alone
@@ -57,18 +54,6 @@ def load(before: Mapping[str, Any] | None, flags: Mapping[str, Any]) -> KvManage
     return chosen
 
 
-def check_memory(chosen: KvManagerSettings) -> None:
-    """Invalid for a budget that no pool could have here. Whether it is free is asked when a pool is made."""
-    most = host_bytes()
-    if chosen.num_blocks_override is None and chosen.cpu_budget > most:
-        raise Invalid(
-            f"--kv-memory {chosen.cpu_budget} is more than the {most} bytes ({most / 2**30:.2f} GiB) of this "
-            "host's memory; lower it",
-            field="kv_memory",
-            most=most,
-        )
-
-
 def daemon_command(chosen: KvManagerSettings) -> Sequence[str]:
     """How the keeper starts its daemon: this verb, with every setting as it was judged here."""
     values = chosen.model_dump(exclude_none=True) | {"keeper": chosen.sockets.keeper}
@@ -81,9 +66,3 @@ def start_keeper(chosen: KvManagerSettings, child: Sequence[str]) -> None:
     arguments = (str(chosen.run_dir), chosen.log_format, chosen.log_level, *child)
     command = (*python(), "kvmanager.keeper", *arguments)
     os.execv(sys.executable, command)  # noqa: S606 - there is no shell to want
-
-
-def python() -> Sequence[str]:
-    """Runs a module. Without -P the folder where somebody typed `kvmanager` could replace any module by a file."""
-    started_from_here = sys.path[0] in ("", str(Path.cwd()))  # python -m kvmanager, in a checkout
-    return (sys.executable, "-m") if started_from_here else (sys.executable, "-P", "-m")

@@ -5,10 +5,14 @@ from typing import Final
 
 from holdfast.v1 import kvmanager_pb2 as pb
 from kvmanager.commands.kinds import idle, in_use, marks, worker_state
+from kvmanager.gpu_memory import LEGACY
 from kvmanager.render import age, fields, mib, percent
 
 ROW_BLOCKS: Final = 8  # blocks in a line of a drawn table
 ROW_TOKENS: Final = 16
+LEGACY_PROMISE: Final = (
+    "weaker than usual: with legacy IPC the KV memory lives only as long as the process that allocated it"
+)
 
 
 def block_lines(block: pb.BlockInfo) -> list[str]:
@@ -134,6 +138,7 @@ def pool_lines(pool: pb.PoolInfo) -> list[str]:
             ("Model", pool.model),
             ("Fingerprint", pool.fingerprint),
             ("Device", f"{pool.device} ({pool.exporter})"),
+            *((("Promise", LEGACY_PROMISE),) if pool.exporter == LEGACY else ()),
             ("Geometry", kv),
             (
                 "Blocks",
@@ -153,7 +158,9 @@ def pool_lines(pool: pb.PoolInfo) -> list[str]:
 def status_lines(status: pb.Status) -> list[str]:
     health = status.health + (f" ({status.health_reason})" if status.health_reason else "")
     kv, metadata = (sum(getattr(p, part) for p in status.pools) for part in ("pool_bytes", "metadata_bytes"))
-    budget = f"at most {mib(status.memory_budget_bytes)} KV a pool"
+    budget = f"at most {mib(status.memory_budget_bytes)} KV a CPU pool"
+    weak = [pool.name for pool in status.pools if pool.exporter == LEGACY]
+    ways = sorted({pool.exporter for pool in status.pools if pool.device != "cpu"})
     return fields(
         (
             ("Health", health),
@@ -161,5 +168,7 @@ def status_lines(status: pb.Status) -> list[str]:
             ("Daemon", f"pid {status.pid}, boot epoch {status.boot_epoch}, up {age(status.uptime_seconds)}"),
             ("Run directory", status.run_dir),
             ("Memory", f"{mib(kv)} KV, {mib(metadata)} metadata; {budget}"),
+            *((("GPU sharing", ", ".join(ways)),) if ways else ()),
+            *((("Promise", f"{', '.join(weak)}: {LEGACY_PROMISE}"),) if weak else ()),
         )
     )

@@ -58,6 +58,15 @@ def test_another_dtype_for_the_cache_is_refused(tmp_path: Path) -> None:
     assert settings(tmp_path, dtype="float32", kv_cache_dtype="float32").kv_cache_dtype == "float32"
 
 
+@pytest.mark.parametrize("device", ["auto", "cpu"])
+def test_an_fp8_cache_is_a_gpu_s(tmp_path: Path, device: str) -> None:
+    with pytest.raises(SettingsError, match="--kv-cache-dtype fp8 needs --device cuda"):
+        settings(tmp_path, device=device, kv_cache_dtype="fp8")
+    found = settings(tmp_path, device="cuda", dtype="bfloat16", kv_cache_dtype="fp8")
+    assert found.kv_dtype("bfloat16") == "float8_e4m3"
+    assert settings(tmp_path, device="cuda").kv_dtype("bfloat16") == "bfloat16"
+
+
 def test_a_usage_error_is_one_line_and_code_2(tmp_path: Path) -> None:
     """No traceback for what the user can mend."""
     result = CliRunner().invoke(cli, ["serve", "--model", str(tmp_path), "--max-num-seqs", "none"], env={})

@@ -81,13 +81,13 @@ def test_a_sequence_computes_the_same_alone_and_in_company():
 
     def logits(members: list[int], watched: int) -> list[torch.Tensor]:
         runner, seen = make_runner(model, 16), []
-        plain = runner.sampler.sample
+        plain = runner.readout.sampler.sample
 
         def sample(values, rows):
             seen.append(values[members.index(watched)].clone())
             return plain(values, rows)
 
-        runner.sampler.sample = sample
+        runner.readout.sampler.sample = sample
         streams = open_streams(runner, [prompts[i] for i in members], 20)
         for _ in range(20):
             advance(runner, streams)

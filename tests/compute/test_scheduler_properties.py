@@ -53,7 +53,9 @@ events = st.one_of(
     st.tuples(st.just("revoke"), st.integers(0, 30)),
     st.tuples(st.just("flush")),
 )
-shapes = st.tuples(st.sampled_from((10, 12, 40)), st.integers(1, 5), st.sampled_from((1, 3, 16)))
+shapes = st.tuples(
+    st.sampled_from((10, 12, 40)), st.integers(1, 5), st.sampled_from((1, 3, 16)), st.integers(1, 2)
+)
 
 
 class Story:
@@ -111,11 +113,11 @@ def check(story: Story) -> None:
 @settings(max_examples=250, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(shapes, st.lists(events, min_size=10, max_size=40))
 def test_every_request_ends_once_with_its_own_tokens(
-    shape: tuple[int, int, int], script: Sequence[object]
+    shape: tuple[int, int, int, int], script: Sequence[object]
 ) -> None:
     """No leak, no deadlock, no refused commit; cancels, revokes, waits and delays change no token."""
-    blocks, seqs, budget = shape
-    story = Story(Pair(num_blocks=blocks, max_num_seqs=seqs, max_tokens=budget))
+    blocks, seqs, budget, depth = shape
+    story = Story(Pair(num_blocks=blocks, max_num_seqs=seqs, max_tokens=budget, depth=depth))
     for one in script:
         story.play(one)
     story.pair.run()
@@ -125,10 +127,10 @@ def test_every_request_ends_once_with_its_own_tokens(
 @pytest.mark.full
 @settings(max_examples=2000, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(shapes, st.lists(events, min_size=20, max_size=80))
-def test_the_same_for_longer(shape: tuple[int, int, int], script: Sequence[object]) -> None:
+def test_the_same_for_longer(shape: tuple[int, int, int, int], script: Sequence[object]) -> None:
     """The same property over many more and longer stories."""
-    blocks, seqs, budget = shape
-    story = Story(Pair(num_blocks=blocks, max_num_seqs=seqs, max_tokens=budget))
+    blocks, seqs, budget, depth = shape
+    story = Story(Pair(num_blocks=blocks, max_num_seqs=seqs, max_tokens=budget, depth=depth))
     for one in script:
         story.play(one)
     story.pair.run()

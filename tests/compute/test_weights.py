@@ -71,8 +71,8 @@ def test_half_precision_follows_single(folder, dtype):
     logits = []
     for kind in ("float32", dtype):
         runner = make_runner(load(folder, kind), 16, 16)
-        plain = runner.sampler.sample
-        runner.sampler.sample = lambda values, rows, plain=plain: (
+        plain = runner.readout.sampler.sample
+        runner.readout.sampler.sample = lambda values, rows, plain=plain: (
             logits.append(values.clone()) or plain(values, rows)
         )
         generate(runner, [[5, 6, 7, 8, 9]], 2)

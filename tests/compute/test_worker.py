@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import pytest
 import zmq
@@ -27,7 +28,14 @@ class Runner:
 
     def __init__(self, fails_after: int = 10**9) -> None:
         self.steps = 0
+        self.depth = 1
         self.fails_after = fails_after
+
+    def prepare(self) -> None:
+        pass
+
+    def launch(self, plan: StepPlan) -> Callable[[], StepResult]:
+        return partial(self.run, plan)
 
     def run(self, plan: StepPlan) -> StepResult:
         self.steps += 1

@@ -19,6 +19,7 @@ from triton.runtime.driver import driver
 from triton.runtime.jit import JITFunction
 
 KERNELS: dict[str, Any] = {}
+SUFFIX = {"bfloat16": "", "float8_e4m3": "_fp8"}
 
 
 class Hopper:
@@ -64,22 +65,25 @@ def report(kernel: Any) -> dict[str, Any]:
         "stack": int(re.search(r"STACK:(\d+)", usage)[1]),
         "local": int(re.search(r"LOCAL:(\d+)", usage)[1]),
         "shared": kernel.metadata.shared,
+        "from_e4m3": ptx.count("cvt.rn.f16x2.e4m3x2"),
+        "to_e4m3": ptx.count("cvt.rn.satfinite.e4m3x2.f32"),
     }
 
 
-def launch_all(dim: int) -> None:
-    """Every launcher once, on CPU tensors that are never read."""
+def launch_paged(dim: int, dtype: str) -> None:
+    """The launchers of a pool of `dtype`, on CPU tensors that are never read."""
     from compute.kernels.gpu.copy_blocks import copy_blocks
     from compute.kernels.gpu.decode import Scratch, decode
-    from compute.kernels.gpu.gate import gate
     from compute.kernels.gpu.hopper_prefill import hopper_prefill, supports
     from compute.kernels.gpu.layer import KVLayer, Scores
-    from compute.kernels.gpu.norm import add_norm
     from compute.kernels.gpu.prefill import prefill
     from compute.kernels.gpu.rope_kv_write import rope_kv_write
+    from kvmanager.layout import Geometry, PoolLayout
+    from kvmanager.mapping import as_pool
 
     kind = torch.bfloat16
-    kv = KVLayer(torch.empty((4, 2, 2, 8, 16, dim), dtype=kind), 1)
+    layout = PoolLayout(Geometry(num_layers=2, num_kv_heads=8, head_dim=dim, block_size=16, dtype=dtype))
+    kv = KVLayer(as_pool(torch.empty(4 * layout.block_bytes, dtype=torch.uint8), layout, 4), 1)
     tables, lengths = torch.zeros((2, 16), dtype=torch.int32), torch.ones(2, dtype=torch.int32)
     q = torch.empty((2, 32, dim), dtype=kind)
     scores = Scores(scale=0.1)
@@ -92,13 +96,29 @@ def launch_all(dim: int) -> None:
         torch.empty((2, 48 * dim), dtype=kind), kv, torch.empty((2, 64, dim)), lengths, lengths, lengths,
         (torch.empty(dim), torch.empty(dim), 1e-6),
     )  # fmt: skip
+    copy_blocks(kv.pool, torch.zeros((1, 3), dtype=torch.int32))
+
+
+def launch_others() -> None:
+    from compute.kernels.gpu.gate import gate
+    from compute.kernels.gpu.norm import add_norm
+    from compute.kernels.gpu.sample import Draws, SampleScratch, sample
+
+    kind = torch.bfloat16
     x = torch.empty((2, 4096), dtype=kind)
     add_norm(x, x.clone(), torch.empty(4096), 1e-5)
     gate(x, "silu")
-    copy_blocks(kv.pool, torch.zeros((1, 3), dtype=torch.int32))
+    cpu = torch.device("cpu")
+    logits, scratch = torch.empty((2, 128_256), dtype=kind), SampleScratch.allocate(2, 128_256, cpu)
+    sample(logits, Draws.allocate(2, cpu), torch.zeros(2, dtype=torch.int32), scratch)
 
 
 if __name__ == "__main__":
     compile_only()
-    launch_all(int(sys.argv[1]))
-    print(json.dumps({name: report(kernel) for name, kernel in KERNELS.items()}))
+    launch_others()
+    found = {}
+    for dtype, suffix in SUFFIX.items():
+        launch_paged(int(sys.argv[1]), dtype)
+        found |= {name + suffix: report(kernel) for name, kernel in KERNELS.items()}
+        KERNELS.clear()
+    print(json.dumps(found))

@@ -1,11 +1,13 @@
-"""Pools with NaN in every slot that holds no token, and attention over them in float64."""
+"""Pools with NaN in every slot that holds no token, scales included, and attention over them in float64."""
 
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from compute.kernels.gpu.layer import KVLayer, Scores
+from compute.kernels.gpu.layer import KVLayer, Scores, scales_of
+from kvmanager.layout import Geometry, PoolLayout
+from kvmanager.mapping import as_pool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,13 +24,14 @@ class Case:
     window: int | None = None
     softcap: float | None = None
     layers: int = 2
+    fp8: bool = False  # the pool is e4m3; queries and answers stay of `dtype`
 
     @property
     def scores(self) -> Scores:
         return Scores(scale=self.dim**-0.5, softcap=self.softcap, window=self.window)
 
     def __str__(self) -> str:
-        kind = str(self.dtype).removeprefix("torch.")
+        kind = str(self.dtype).removeprefix("torch.") + "-fp8" * self.fp8
         parts = f"h{self.heads}k{self.kv_heads}d{self.dim}b{self.block_size}-{kind}"
         return f"{parts}-w{self.window}-c{self.softcap}-" + ".".join(map(str, self.lengths[:4]))
 
@@ -42,7 +45,8 @@ class Paged:
     lengths: Tensor
     starts: Tensor
     q: Tensor  # [T, H, D]
-    rows: list[tuple[Tensor, Tensor]]  # each row's keys and values [S, K, D]
+    rows: list[tuple[Tensor, Tensor]]  # each row's keys and values [S, K, D], as the pool holds them
+    exact: list[tuple[Tensor, Tensor]]  # before they were quantised
 
 
 def build(case: Case, device: torch.device) -> Paged:
@@ -50,22 +54,28 @@ def build(case: Case, device: torch.device) -> Paged:
     size, layer = case.block_size, case.layers - 1
     wanted = [-(-length // size) for length in case.lengths]
     num_blocks = sum(wanted) + 3
-    shape = (num_blocks, case.layers, 2, case.kv_heads, size, case.dim)
-    pool = torch.full(shape, float("nan"), dtype=case.dtype)
+    pool = poisoned(case, num_blocks, torch.device("cpu"))
     order = torch.randperm(num_blocks).tolist()
     tables = torch.full((len(wanted), max(wanted) + 2), 2**30, dtype=torch.int32)  # beyond: never followed
-    rows = []
+    rows, exact = [], []
     for row, (length, count) in enumerate(zip(case.lengths, wanted, strict=True)):
         blocks = [order.pop() for _ in range(count)]
         tables[row, :count] = torch.tensor(blocks, dtype=torch.int32)
         kv = torch.randn(2, case.kv_heads, length, case.dim).to(case.dtype)
+        exact.append((kv[0].transpose(0, 1), kv[1].transpose(0, 1)))
+        stored, scales = quantised(kv) if case.fp8 else (kv, None)
         for place, block in enumerate(blocks):
-            part = kv[:, :, place * size : (place + 1) * size]
+            part = stored[:, :, place * size : (place + 1) * size]
             pool[block, layer, :, :, : part.shape[2]] = part
+            if scales is not None:
+                some = scales[:, :, place * size : (place + 1) * size]
+                scales_of(pool)[block, layer, :, :, : part.shape[2]] = some
+        if scales is not None:
+            kv = stored.float() * scales[..., None]
         rows.append((kv[0].transpose(0, 1), kv[1].transpose(0, 1)))
     starts = torch.tensor([0, *case.counts], dtype=torch.int32).cumsum(0, dtype=torch.int32)
     q = torch.randn(int(starts[-1]), case.heads + 2 * case.kv_heads, case.dim).to(case.dtype).to(device)
-    pool = pool.to(device)
+    pool = moved(pool, device)
     return Paged(
         case,
         pool,
@@ -75,14 +85,44 @@ def build(case: Case, device: torch.device) -> Paged:
         starts.to(device),
         q[:, : case.heads],
         rows,
+        exact,
     )
 
 
-def expected(paged: Paged) -> Tensor:
-    """[T, H, D] float64."""
+def poisoned(case: Case, num_blocks: int, device: torch.device) -> Tensor:
+    """A pool of NaN; so are its scales."""
+    kind = "float8_e4m3" if case.fp8 else str(case.dtype).removeprefix("torch.")
+    layout = PoolLayout(
+        Geometry(
+            num_layers=case.layers,
+            num_kv_heads=case.kv_heads,
+            head_dim=case.dim,
+            block_size=case.block_size,
+            dtype=kind,
+        )
+    )
+    memory = torch.full((num_blocks * layout.block_bytes,), 0xFF, dtype=torch.uint8, device=device)
+    return as_pool(memory, layout, num_blocks)
+
+
+def moved(pool: Tensor, device: torch.device) -> Tensor:
+    """The pool with all that stands between its blocks, on the device."""
+    memory = pool.as_strided((pool.stride(0) * len(pool),), (1,))
+    return memory.to(device).as_strided(pool.shape, pool.stride())
+
+
+def quantised(x: Tensor) -> tuple[Tensor, Tensor]:
+    """e4m3 [..., D], and float32 scales [...]."""
+    peak = x.float().abs().amax(-1)
+    scales = torch.where(peak > 0, peak / 448, 1.0)
+    return (x.float() / scales[..., None]).to(torch.float8_e4m3fn), scales
+
+
+def expected(paged: Paged, rows: list[tuple[Tensor, Tensor]] | None = None) -> Tensor:
+    """[T, H, D] float64, over the pool's keys and values or over others."""
     case, answers, device = paged.case, [], paged.q.device
     queries = paged.q.double().split(list(case.counts))
-    for q, (keys, values), length in zip(queries, paged.rows, case.lengths, strict=True):
+    for q, (keys, values), length in zip(queries, rows or paged.rows, case.lengths, strict=True):
         if not len(q):
             continue
         group = case.heads // case.kv_heads

@@ -1,10 +1,13 @@
 """The GPU's kernels behind the decoder's seam give what torch's give, over mixed steps of decode rows and chunks."""
 
+import numpy as np
 import pytest
 import torch
 
-from compute.batch import build
-from compute.kernels.cuda import CudaKernels
+from compute.batch import Batch, Ints, build
+from compute.kernels.cuda import Chunks, CudaKernels, Decode, Step
+from compute.kernels.gpu.decode import Scratch
+from compute.kernels.gpu.layer import KVLayer, scales_of
 from compute.kernels.interface import AttentionSpec
 from compute.kernels.torch_cpu import TorchKernels
 from compute.model.hf_config import Rope
@@ -12,6 +15,7 @@ from compute.model.rope import RotaryTable
 from compute.plan import StepPlan, StepRow
 from compute.request import SamplingParams
 from kvmanager.messages import SequenceId
+from tests.kernels.paged import Case, moved, poisoned, quantised
 
 BLOCK = 16
 
@@ -47,6 +51,39 @@ def spec(device: torch.device, *, window: int | None, normed: bool, softcap: flo
     )
 
 
+def step_of(batch: Batch, pool: torch.Tensor, splits: int = 3) -> Step:
+    """The step as the GPU's kernels read it, every block table as wide as the widest."""
+    device = pool.device
+
+    def sent(arrays: list[Ints]) -> torch.Tensor:
+        return torch.from_numpy(np.concatenate(arrays).astype(np.int32)).to(device)
+
+    widest = max(group.tables.shape[1] for group in batch.groups)
+    pads = [((0, 0), (0, widest - group.tables.shape[1])) for group in batch.groups]
+    tables = sent(
+        [np.pad(group.tables, pad, mode="edge") for group, pad in zip(batch.groups, pads, strict=True)]
+    )
+    lengths = sent([group.lengths for group in batch.groups])
+    counts = np.concatenate([group.counts for group in batch.groups])
+    singles = int((counts == 1).sum())
+    decode = chunks = None
+    if singles:
+        scratch = Scratch.allocate(singles, splits, KVLayer(pool, 0), 2)
+        decode = Decode(tables[:singles], lengths[:singles], scratch)
+    if singles < len(counts):
+        starts = sent([np.zeros(1, np.int64), np.cumsum(counts[singles:])])
+        chunks = Chunks(tables[singles:], lengths[singles:], starts, singles, int(counts.max()))
+    real = batch.num_tokens
+    return Step(
+        pool,
+        batch.positions[:real].int(),
+        batch.write_blocks.int(),
+        batch.write_slots.int(),
+        decode,
+        chunks,
+    )
+
+
 def relative(answer: torch.Tensor, exact: torch.Tensor) -> float:
     return float((answer.double() - exact.double()).norm() / exact.double().norm())
 
@@ -74,29 +111,33 @@ def test_a_step_attends_as_torch_does(
     attention = spec(device, window=window, normed=normed, softcap=softcap)
     pool = torch.randn(50, 2, 2, 2, BLOCK, 64, device=device).half()
     qkv = torch.randn(len(batch.token_ids), 8 * 64, device=device).half()
-    answers, pools = [], []
-    for kernels in (CudaKernels(), TorchKernels()):
-        mine = pool.clone()
-        step = kernels.prepare(batch, mine, [attention])
-        answers.append(kernels.attend(attention, qkv.clone(), step)[: batch.num_tokens])
-        pools.append(mine)
-    assert relative(answers[0], answers[1]) < 5e-3
-    assert relative(pools[0], pools[1]) < 1e-3
+    mine, theirs = pool.clone(), pool.clone()
+    answer = CudaKernels().attend(attention, qkv[: batch.num_tokens].clone(), step_of(batch, mine))
+    plain = TorchKernels()
+    exact = plain.attend(attention, qkv.clone(), plain.prepare(batch, theirs, [attention]))
+    assert relative(answer, exact[: batch.num_tokens]) < 5e-3
+    assert relative(mine, theirs) < 1e-3
 
 
-def test_a_scratch_serves_steps_of_other_sizes(device: torch.device) -> None:
-    kernels = CudaKernels()
-    attention = spec(device, window=None, normed=False, softcap=None)
-    pool = torch.randn(50, 2, 2, 2, BLOCK, 64, device=device).half()
-    rows = [row(299, 1, list(range(20, 39))), row(250, 1, list(range(16))), row(299, 1, list(range(30, 49)))]
-    for count in (1, 3, 2):
-        batch = build(StepPlan(number=1, rows=rows[:count]), BLOCK, device)
-        qkv = torch.randn(len(batch.token_ids), 8 * 64, device=device).half()
-        mine, theirs = pool.clone(), pool.clone()
-        answer = kernels.attend(attention, qkv.clone(), kernels.prepare(batch, mine, [attention]))
-        plain = TorchKernels()
-        exact = plain.attend(attention, qkv.clone(), plain.prepare(batch, theirs, [attention]))
-        assert relative(answer[:count], exact[:count]) < 5e-3
+@pytest.mark.parametrize("plan", list(PLANS), ids=str)
+def test_a_step_over_e4m3_attends_as_torch_does_over_what_it_stands_for(
+    plan: str, device: torch.device
+) -> None:
+    """Written and read by the same step; torch's pool is given what the other one holds."""
+    batch = build(StepPlan(number=1, rows=PLANS[plan]), BLOCK, device)
+    attention = spec(device, window=24, normed=True, softcap=9.0)
+    case = Case(lengths=(), counts=(), block_size=BLOCK, fp8=True)
+    narrow = moved(poisoned(case, 50, torch.device("cpu")), device)
+    stored, scales = quantised(torch.randn(narrow.shape, device=device))
+    narrow.copy_(stored)
+    scales_of(narrow).copy_(scales)
+    wide = (narrow.float() * scales_of(narrow)[..., None]).half()
+    qkv = torch.randn(len(batch.token_ids), 8 * 64, device=device).half()
+    plain = TorchKernels()
+    answer = CudaKernels().attend(attention, qkv[: batch.num_tokens].clone(), step_of(batch, narrow))
+    exact = plain.attend(attention, qkv.clone(), plain.prepare(batch, wide, [attention]))
+    assert relative(narrow.float() * scales_of(narrow)[..., None], wide) < 2e-2
+    assert relative(answer, exact[: batch.num_tokens]) < 5e-2
 
 
 def test_norms_and_gates_are_the_seam_s(device: torch.device) -> None:

@@ -6,8 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from compute.kernels.gpu.decode import Scratch, decode
+from compute.kernels.gpu.layer import scales_of
 from compute.kernels.gpu.splits import MAX_SPLITS, MIN_SPLIT_TOKENS, Tile, split_count
-from tests.kernels.paged import Case, build, error, expected
+from tests.kernels.paged import Case, build, error, expected, quantised
 
 BOUND = {torch.float16: 2e-3, torch.bfloat16: 1e-2}
 
@@ -17,6 +18,11 @@ SMALL = [
     Case(lengths=(70, 5), counts=(1, 1), heads=7, kv_heads=1, dim=96),
     Case(lengths=(140,), counts=(1,), heads=8, kv_heads=2, dim=128, softcap=20.0),
     Case(lengths=(200, 31), counts=(1, 1), heads=2, kv_heads=1, dim=256, block_size=128, window=40),
+    Case(lengths=(200, 31, 600), counts=(1, 1, 1), heads=6, kv_heads=3, dim=32),
+    Case(lengths=(1, 16, 17, 150), counts=(1, 1, 1, 1), fp8=True),
+    Case(lengths=(200, 31), counts=(1, 1), heads=3, kv_heads=3, dim=80, block_size=32, window=40, fp8=True),
+    Case(lengths=(140,), counts=(1,), heads=8, kv_heads=2, dim=128, softcap=20.0, fp8=True),
+    Case(lengths=(600, 5), counts=(1, 1), heads=4, kv_heads=2, dim=32, fp8=True),
 ]
 LARGE = [
     Case(
@@ -29,9 +35,11 @@ LARGE = [
         dtype=dtype,
         window=window,
         softcap=softcap,
+        fp8=fp8,
     )
+    for fp8 in (False, True)
     for heads, kv_heads in ((32, 8), (8, 8), (32, 1), (14, 2))
-    for dim in (64, 80, 96, 128, 256)
+    for dim in (32, 64, 80, 96, 128, 256)
     for block_size, dtype, window, softcap in (
         (16, torch.bfloat16, None, None),
         (16, torch.float16, 1000, None),
@@ -58,6 +66,37 @@ def check(case: Case, device: torch.device, splits: int) -> None:
 @pytest.mark.parametrize("case", SMALL, ids=str)
 def test_equals_float64(case: Case, splits: int, device: torch.device) -> None:
     check(case, device, splits)
+
+
+@pytest.mark.parametrize("splits", [1, 3])
+def test_e4m3_is_as_far_from_the_exact_cache_as_its_three_bits_say(splits: int, device: torch.device) -> None:
+    case = Case(lengths=(700, 300), counts=(1, 1), heads=8, kv_heads=2, dim=128, fp8=True)
+    paged = build(case, device)
+    out = torch.full_like(paged.q, float("nan"))
+    scratch = Scratch.allocate(2, splits, paged.kv, 4) if splits > 1 else None
+    decode(paged.q, out, paged.kv, paged.tables, paged.lengths, case.scores, scratch)
+    assert error(out, expected(paged)) < BOUND[case.dtype]
+    assert 1e-2 < error(out, expected(paged, paged.exact)) < 5e-2
+
+
+def test_values_behind_a_sink_keep_their_weight(device: torch.device) -> None:
+    """One key takes most of the mass, thousands the rest at e^-11 each: float16 must hold their products."""
+    case = Case(lengths=(3000,), counts=(1,), heads=2, kv_heads=1, dim=64, fp8=True)
+    paged = build(case, device)
+    keys, values = torch.zeros(3000, 1, 64), torch.ones(3000, 1, 64)
+    keys[0], values[0] = 1.0, 0.0
+    stored, scales = quantised(torch.stack((keys, values)).transpose(1, 2))
+    for place, block in enumerate(paged.tables[0].tolist()):
+        part = slice(place * 16, min(place * 16 + 16, 3000))
+        size = part.stop - part.start
+        paged.kv.pool[block, 1, :, :, :size] = stored[:, :, part].to(device)
+        scales_of(paged.kv.pool)[block, 1, :, :, :size] = scales[:, :, part].to(device)
+    paged.q.fill_(11.0 / 8.0)
+    out = torch.empty_like(paged.q)
+    decode(paged.q, out, paged.kv, paged.tables, paged.lengths, case.scores, None)
+    kept = stored.float() * scales[..., None]
+    reference = expected(paged, [(kept[0].transpose(0, 1), kept[1].transpose(0, 1))])
+    assert error(out, reference) < 2e-3
 
 
 def test_more_splits_than_one_merge_turn_holds(device: torch.device) -> None:

@@ -15,6 +15,13 @@ SMALL = [
     Case(lengths=(150,), counts=(80,), heads=4, kv_heads=2, dim=128, softcap=20.0),
     Case(lengths=(300, 31), counts=(200, 31), heads=2, kv_heads=2, dim=64, block_size=128, window=50),
     Case(lengths=(150,), counts=(150,), heads=2, kv_heads=1, dim=256, window=17, softcap=30.0),
+    Case(lengths=(40, 200), counts=(7, 100), heads=6, kv_heads=3, dim=32),
+    Case(lengths=(1, 16, 40, 200), counts=(1, 16, 7, 100), fp8=True),
+    Case(lengths=(90, 170), counts=(90, 33), heads=3, kv_heads=3, dim=80, block_size=32, fp8=True),
+    Case(
+        lengths=(300, 31), counts=(200, 31), heads=2, kv_heads=2, dim=128, window=50, softcap=20.0, fp8=True
+    ),
+    Case(lengths=(700,), counts=(600,), heads=4, kv_heads=2, dim=32, fp8=True),
 ]
 LARGE = [
     Case(
@@ -27,9 +34,11 @@ LARGE = [
         dtype=dtype,
         window=window,
         softcap=softcap,
+        fp8=fp8,
     )
+    for fp8 in (False, True)
     for heads, kv_heads in ((32, 8), (8, 8), (16, 1), (14, 2))
-    for dim in (64, 80, 96, 128, 256)
+    for dim in (32, 64, 80, 96, 128, 256)
     for block_size, dtype, window, softcap in (
         (16, torch.bfloat16, None, None),
         (16, torch.float16, 500, None),

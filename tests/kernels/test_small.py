@@ -6,11 +6,13 @@ import torch.nn.functional as F
 
 from compute.kernels.gpu.copy_blocks import copy_blocks
 from compute.kernels.gpu.gate import gate
-from compute.kernels.gpu.layer import KVLayer
+from compute.kernels.gpu.hopper_prefill import supports
+from compute.kernels.gpu.layer import KVLayer, check_queries, scales_of
 from compute.kernels.gpu.norm import add_norm
 from compute.kernels.gpu.rope_kv_write import rope_kv_write
 from compute.model.hf_config import Rope
 from compute.model.rope import RotaryTable
+from tests.kernels.paged import Case, moved, poisoned
 
 BOUND = {torch.float16: 2e-3, torch.bfloat16: 1e-2, torch.float32: 1e-5}
 # exp overflows to infinity where a gate is closed; only the interpreter says so.
@@ -120,6 +122,81 @@ def test_copies_the_first_slots_of_every_layer(
         exact[destination, :, :, :, :slots] = exact[source, :, :, :, :slots]
     copy_blocks(pool, torch.tensor(orders, dtype=torch.int32, device=device))
     assert torch.equal(pool, exact)
+
+
+def e4m3_pool(blocks: int, layers: int, kv_heads: int, block_size: int, dim: int) -> torch.Tensor:
+    """All bytes 0xFF: NaN, as elements and as scales."""
+    case = Case(
+        lengths=(), counts=(), kv_heads=kv_heads, dim=dim, block_size=block_size, layers=layers, fp8=True
+    )
+    return poisoned(case, blocks, torch.device("cpu"))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, GPU_BF16])
+@pytest.mark.parametrize(("kv_heads", "block_size", "dim"), [(2, 16, 64), (1, 32, 80), (3, 16, 32)])
+def test_e4m3_is_written_with_the_scale_of_its_row(
+    kv_heads: int, block_size: int, dim: int, dtype: torch.dtype, device: torch.device
+) -> None:
+    """As the same write into a wide pool, quantised by torch; free slots and their scales stay as they were."""
+    heads, tokens, layer = 4, 4, 1
+    pool = moved(e4m3_pool(6, 2, kv_heads, block_size, dim), device)
+    wide = torch.full(pool.shape, float("nan"), dtype=dtype, device=device)
+    qkv = torch.randn(tokens, heads + 2 * kv_heads, dim, device=device).to(dtype) * 3
+    qkv[1] = 0
+    qkv[0] *= 1e-3
+    table = RotaryTable(Rope(kind="default", theta=10_000.0), dim, device)
+    positions = torch.tensor([0, 9, 17, 1000], device=device)
+    blocks, slots = (
+        torch.tensor([3, 3, -1, 5], device=device),
+        torch.tensor([0, 1, 0, block_size - 1], device=device),
+    )
+    other = qkv.clone()
+    for into, x in ((pool, qkv), (wide, other)):
+        rope_kv_write(x.view(tokens, -1), KVLayer(into, layer), table.table, positions, blocks, slots)
+    assert torch.equal(qkv, other)
+    scales = scales_of(pool)
+    for token in (0, 1, 3):
+        place = (blocks[token], layer, slice(None), slice(None), slots[token])
+        exact, scale = wide[place].double(), scales[place]
+        peak = exact.abs().amax(-1)
+        assert torch.allclose(scale.double(), torch.where(peak > 0, peak / 448, 1.0), rtol=2 * BOUND[dtype])
+        if token == 1:
+            assert torch.equal(pool[place].double(), exact)
+        else:
+            assert error(pool[place].double() * scale[..., None].double(), exact) < 0.04
+            assert (pool[place].float().abs().amax(-1) == 448).all()
+        pool[place] = scales[place] = float("nan")
+    assert pool.float().isnan().all()
+    assert scales.isnan().all()
+
+
+def test_scales_are_copied_with_their_slots(device: torch.device) -> None:
+    pool = e4m3_pool(6, 3, 3, 16, 80)
+    pool.copy_(torch.randn(pool.shape))
+    scales_of(pool).copy_(torch.rand(pool.shape[:-1]))
+    exact, scales = pool.float(), scales_of(pool).clone()
+    orders = [(0, 3, 5), (0, 4, 16), (2, 1, 1)]
+    for source, destination, slots in orders:
+        exact[destination, :, :, :, :slots] = exact[source, :, :, :, :slots]
+        scales[destination, :, :, :, :slots] = scales[source, :, :, :, :slots]
+    copied = moved(pool, device)
+    copy_blocks(copied, torch.tensor(orders, dtype=torch.int32, device=device))
+    assert torch.equal(copied.float().cpu(), exact)
+    assert torch.equal(scales_of(copied).cpu(), scales)
+
+
+def test_a_pool_of_e4m3_needs_room_for_its_scales(device: torch.device) -> None:
+    with pytest.raises(ValueError, match="fewer than 2048 and 32 float32 scales"):
+        KVLayer(torch.zeros(2, 1, 2, 1, 16, 64).to(torch.float8_e4m3fn), 0)
+    with pytest.raises(ValueError, match="within a block"):
+        KVLayer(e4m3_pool(2, 1, 2, 16, 64).transpose(3, 4), 0)
+    kv = KVLayer(moved(e4m3_pool(2, 1, 2, 16, 64), device), 0)
+    q = torch.zeros(1, 4, 64, device=device)
+    with pytest.raises(ValueError, match="float32"):
+        check_queries(q, q, kv)
+    with pytest.raises(ValueError, match=r"out\.dtype is torch.bfloat16"):
+        check_queries(q.half(), q.bfloat16(), kv)
+    assert not supports(kv, (9, 0))
 
 
 def test_launchers_name_what_does_not_fit(device: torch.device) -> None:

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import zmq.asyncio
@@ -163,3 +164,37 @@ def test_the_client_imports_neither_numpy_nor_torch():
     code = "import sys, kvmanager.client; print(sorted({'numpy', 'torch', 'cupy'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, capture_output=True, text=True)
     assert done.stdout == "[]\n"
+
+
+def test_a_spec_that_is_a_function_is_asked_for_once_there_is_a_connection(service):
+    asked = []
+
+    def spec():
+        asked.append(connections(service))
+        return attach_spec(service.sockets, worker_id="late")
+
+    before = connections(service)
+    attach(service.sockets, spec, PATIENCE_S).close()
+    assert asked == [before + 1]
+
+
+def connections(service):
+    """How many sockets of this process there are at the attachment socket's other end."""
+    inodes = {line.split()[6] for line in Path("/proc/net/unix").read_text().splitlines()[1:]}
+    links = (str(link) for link in map(read_link, Path("/proc/self/fd").iterdir()))
+    return sum(link.startswith("socket:[") and link[8:-1] in inodes for link in links)
+
+
+def read_link(path):
+    try:
+        return path.readlink()
+    except OSError:
+        return Path()
+
+
+def test_what_the_function_raises_ends_the_attach(service):
+    def spec():
+        raise Unavailable("no GPU is visible")
+
+    with pytest.raises(Unavailable, match="no GPU is visible"):
+        attach(service.sockets, spec, PATIENCE_S)

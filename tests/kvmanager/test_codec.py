@@ -343,6 +343,8 @@ def test_the_answer_survives_the_wire():
         pool_bytes=1,
         metadata_bytes=2,
         nonce=bytes(16),
+        exporter="cuda-vmm",
+        allocation_bytes=5,
     )
     assert decode_attached(pb.AttachReply.FromString(encode_attached(answer).SerializeToString())) == answer
 

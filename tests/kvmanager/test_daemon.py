@@ -20,6 +20,7 @@ from kvmanager.errors import (
     Conflict,
     DeadlineExceeded,
     Fenced,
+    Invalid,
     Mismatch,
     NoMemory,
     NotFound,
@@ -302,7 +303,7 @@ def test_sigterm_ends_work_that_takes_seconds():
 
 def test_a_gpu_and_a_hopeless_budget_are_refused_by_name():
     with Service("--kv-memory", "1MiB") as service:
-        with pytest.raises(Unimplemented, match="GPU"):
+        with pytest.raises(Invalid, match="GPU"):
             attach(service.sockets, attach_spec(service.sockets, device="GPU-1234"), PATIENCE_S)
         big = attach_spec(service.sockets, num_layers=64, num_kv_heads=64, head_dim=128)
         with pytest.raises(PoolTooSmall, match="kv-memory"):

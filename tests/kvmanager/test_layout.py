@@ -40,6 +40,14 @@ def test_a_block_is_one_contiguous_extent_of_all_layers() -> None:
     assert layout.blocks_in(-1) == 0
 
 
+def test_a_row_of_e4m3_has_four_bytes_of_scale_behind() -> None:
+    layout = PoolLayout(replace(GEOMETRY, dtype="float8_e4m3"))
+    assert layout.shape(7) == (7, 30, 2, 3, 16, 64)
+    assert layout.token_bytes == 30 * 2 * 3 * (64 + 4)
+    assert layout.block_bytes == 16 * layout.token_bytes
+    assert layout.blocks_in(layout.block_bytes * 3 - 1) == 2
+
+
 @pytest.mark.parametrize(
     ("field", "value"),
     [("num_blocks", 1), ("max_model_len", 0), ("vocab_size", 0), ("name", ""), ("model", "x" * 513)],

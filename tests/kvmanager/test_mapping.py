@@ -7,7 +7,7 @@ import torch
 
 from kvmanager.errors import Mismatch
 from kvmanager.layout import Geometry, PoolLayout
-from kvmanager.mapping import DTYPES, PoolMapping
+from kvmanager.mapping import DTYPES, PoolMapping, as_pool
 from kvmanager.memory import MemfdExporter
 
 
@@ -22,9 +22,28 @@ def test_shape_and_dtype_are_the_layouts(dtype):
     with PoolMapping(fd, layout, blocks) as mapping:
         assert mapping.pool.shape == (6, 2, 2, 3, 4, 8)
         assert mapping.pool.dtype == DTYPES[dtype]
-        assert mapping.pool.is_contiguous()
-        assert mapping.pool.nbytes == blocks * layout.block_bytes
+        assert all(block.is_contiguous() for block in mapping.pool)
+        assert mapping.pool.stride(0) * layout.itemsize == layout.block_bytes
+        assert mapping.pool.is_contiguous() == (dtype != "float8_e4m3")
     os.close(fd)
+
+
+def test_scales_stand_behind_a_block_s_elements_and_in_front_of_the_next_block():
+    layout, blocks, fd = pool("float8_e4m3")
+    with PoolMapping(fd, layout, blocks) as mapping:
+        for block in mapping.pool:
+            block.view(torch.uint8).fill_(0x38)
+    extent = 2 * 2 * 3 * 4 * 8
+    scales = bytes(4 * 2 * 2 * 3 * 4)
+    assert os.pread(fd, blocks * layout.block_bytes, 0) == (b"8" * extent + scales) * blocks
+    os.close(fd)
+
+
+def test_a_view_starts_where_its_bytes_do():
+    layout, blocks, fd = pool("float8_e4m3")
+    os.close(fd)
+    memory = torch.zeros(16 + blocks * layout.block_bytes, dtype=torch.uint8)[16:]
+    assert as_pool(memory, layout, blocks).data_ptr() == memory.data_ptr()
 
 
 def test_stores_reach_every_mapping_and_the_descriptor():

@@ -78,6 +78,14 @@ def test_a_budget_of_more_blocks_than_a_pool_may_have_names_the_flag_and_the_mos
     assert int(caught.value.details["most"]) == 2**28 * PoolLayout(geometry_of(SPEC)).block_bytes
 
 
+def test_a_budget_above_the_hosts_memory_is_refused_where_a_pool_of_the_host_is_made(keeper, settings):
+    greedy = settings.model_copy(update={"kv_memory": 900 * 2**40})
+    large = replace(SPEC, num_layers=64, num_kv_heads=64, head_dim=128)
+    with pytest.raises(Invalid, match=r"^--kv-memory 989560464998400 is more than the \d+ bytes .* lower it"):
+        place(large, new_pools(keeper), greedy)
+    assert keeper.names() == []
+
+
 def test_the_keeper_holds_both_halves_of_a_pool_until_it_is_dropped(keeper, settings):
     pools = new_pools(keeper)
     pool = place(SPEC, pools, settings)
@@ -199,6 +207,25 @@ def test_every_field_that_must_agree_is_compared_and_named(keeper, settings, fie
     assert [difference.field for difference in differences(other, pool.spec)] == [field]
     with pytest.raises(Mismatch, match=field):
         place(other, pools, settings)
+
+
+BEATS = """
+import pathlib, sys, time
+from kvmanager.keeper_link import KeeperLink
+keeper = KeeperLink(pathlib.Path(sys.argv[1]))
+for _ in range(600):
+    keeper.settle()
+    keeper.beat()
+    time.sleep(0.0005)
+print(keeper.names())
+"""
+
+
+def test_a_link_may_beat_for_minutes_without_a_request(keeper, run_dir):
+    """600 beats are two minutes' worth; the kernel holds fewer than 300 answers. Who beats is killed if it stops."""
+    command = [sys.executable, "-c", BEATS, str(run_dir / "keeper.sock")]
+    done = subprocess.run(command, env=ENVIRON, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True)
+    assert done.stdout == "[]\n"
 
 
 def test_a_keeper_that_is_gone_is_an_error_not_a_hang(tmp_path):

@@ -149,4 +149,16 @@ def test_status_says_health_and_memory():
         )
     )
     assert text[0].endswith("SERVING (no worker attached)")
-    assert text[-1].endswith("100.0 MiB KV, 0.0 MiB metadata; at most 1024.0 MiB KV a pool")
+    assert text[-1].endswith("100.0 MiB KV, 0.0 MiB metadata; at most 1024.0 MiB KV a CPU pool")
+
+
+@pytest.mark.parametrize(("exporter", "weaker"), [("cuda-vmm", False), ("cuda-legacy", True)])
+def test_how_gpu_memory_is_shared_is_said_and_that_legacy_promises_less(exporter, weaker):
+    pool = pb.PoolInfo(name="llama-2", device="GPU-1", exporter=exporter)
+    status = "\n".join(views.status_lines(pb.Status(pools=[POOL, pool])))
+    described = "\n".join(views.pool_lines(pool))
+    for text in (status, described, table(POOLS, pool)[1]):
+        assert exporter in text
+    for text in (status, described):
+        assert ("lives only as long as the process that allocated it" in text) == weaker
+    assert ("llama-2: weaker" in status) == weaker

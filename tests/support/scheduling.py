@@ -8,7 +8,7 @@ import hashlib
 from collections import deque
 from collections.abc import Sequence
 
-from compute.plan import RowResult, StepPlan, StepResult, StepRow
+from compute.plan import UNKNOWN, RowResult, StepPlan, StepResult, StepRow
 from compute.request import Request, SamplingParams, StopRules
 from compute.scheduler import Limits, Outcome, Rejection, Scheduler, TokenEvent
 from kvmanager.layout import Geometry, MetaLayout, PoolSpec
@@ -86,8 +86,12 @@ class Pair:
         max_num_seqs: int = 4,
         max_tokens: int = 16,
         beside: "Pair | None" = None,
+        depth: int = 1,
     ) -> None:
-        """`beside`: another worker of the same pool, made with the same numbers."""
+        """`beside`: another worker of the same pool, made with the same numbers. `depth`: most steps on their way."""
+        self.depth = depth
+        self.flight: deque[tuple[StepPlan, StepResult]] = deque()
+        self.drawn: dict[SequenceId, int] = {}  # by the step launched last: what the device knows
         self.limits = Limits(
             max_num_seqs=max_num_seqs,
             max_num_batched_tokens=max_tokens,
@@ -138,26 +142,38 @@ class Pair:
             self.scheduler.submit(request)
 
     def turn(self) -> StepPlan | None:
-        """One boundary and, if something can run, one step."""
+        """One boundary and, if something can run, one step: as the worker's loop does it."""
         self.now += STEP_NS
         plan = self.scheduler.plan(self.now)
         for message in self.scheduler.orders(self.now):
             self._send(message)
         if plan is None:
             self._say(self.scheduler.settle())
-            return None
-        self.plans.append(plan)
-        result = StepResult([self._run(row) for row in plan.rows])
-        self.now += STEP_NS
-        self._say(self.scheduler.advance(plan, result, self.now))
+        else:
+            self.plans.append(plan)
+            self.flight.append((plan, self._launch(plan)))
+        if self.flight and (plan is None or len(self.flight) == self.depth):
+            self.now += STEP_NS
+            self._say(self.scheduler.advance(*self.flight.popleft(), self.now))
         return plan
+
+    def _launch(self, plan: StepPlan) -> StepResult:
+        results = [self._run(row) for row in plan.rows]
+        pairs = zip(plan.rows, results, strict=True)
+        self.drawn = {row.sequence: got.token_id for row, got in pairs if got.token_id is not None}
+        return StepResult(results)
 
     def _run(self, row: StepRow) -> RowResult:
         assert len(row.blocks) * self.limits.block_size >= row.start + len(row.token_ids)
-        assert list(row.history[row.start :]) == list(row.token_ids)
         if row.sequence in self.failing:
             return RowResult(error="not a number")
-        return RowResult(token_id=next_token(row.history, row.banned) if row.sample else None)
+        history = list(row.history)
+        if row.token_ids == (UNKNOWN,):
+            assert len(history) == row.start
+            history.append(self.drawn[row.sequence])
+        else:
+            assert history[row.start :] == list(row.token_ids)
+        return RowResult(token_id=next_token(history, row.banned) if row.sample else None)
 
     def _say(self, outcome: Outcome) -> None:
         if outcome.commit is not None:

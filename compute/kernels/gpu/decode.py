@@ -8,6 +8,8 @@ Flash-Decoding (Dao, Haziza, Massa, Sizov: PyTorch blog, October 2023) over Page
 every key and value is read once. How many splits have work is decided on the device from the row's length; the one
 that finishes last merges, in the order of the splits, so an answer does not depend on who came last. A row with a
 single split writes its answer directly; a row of length 0 is padding and gets zeros.
+
+A pool of e4m3 is widened to the queries' dtype; its rows' scales multiply the scores and the probabilities, in float32.
 """
 
 from dataclasses import dataclass
@@ -18,7 +20,7 @@ import triton.language as tl
 from torch import Tensor
 
 from compute.kernels.gpu.layer import KVLayer, Scores, check_queries, check_tables, require
-from compute.kernels.gpu.scores import base2_scores
+from compute.kernels.gpu.scores import E4M3_MAX, base2_scores, load_scales, scale_columns
 from compute.kernels.gpu.splits import MIN_SPLIT_TOKENS, Tile, sm_count_of, tile_for
 
 
@@ -83,6 +85,7 @@ def _decode(
     q,  # [B, H, D]
     out,  # [B, H, D]
     pool,
+    scales,  # of e4m3: this layer's [2, K, slots] float32 of block 0
     tables,  # [B, W] int32
     lengths,  # [B] int32
     outputs,  # [B, K, splits, G, D] float32
@@ -90,6 +93,7 @@ def _decode(
     arrivals,  # [B, K] int32
     layer_offset,
     block_stride,
+    scale_stride,
     table_stride,
     q_stride,
     out_stride,
@@ -102,6 +106,7 @@ def _decode(
     GROUP: tl.constexpr,
     HAS_CAP: tl.constexpr,
     HAS_WINDOW: tl.constexpr,
+    IS_FP8: tl.constexpr,
     MAY_SPLIT: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -126,6 +131,8 @@ def _decode(
     # to miscompile such a reduction (InternLM/lmdeploy#4920).
     keys = pool + layer_offset + kv_head * (BLOCK_SIZE * D)
     values = keys + KV_HEADS * BLOCK_SIZE * D
+    key_scales = scales + kv_head * BLOCK_SIZE
+    value_scales = key_scales + KV_HEADS * BLOCK_SIZE
     table = tables + row.to(tl.int64) * table_stride
     heads = tl.arange(0, BLOCK_M)
     dims = tl.arange(0, BLOCK_D)
@@ -151,23 +158,27 @@ def _decode(
             mask=(places < length)[:, None] & (dims < D)[None, :],
             other=0.0,
         )
+        at = blocks.to(tl.int64) * scale_stride + places % BLOCK_SIZE
+        k_scale, v_scale = load_scales(key_scales, value_scales, at, places < length, IS_FP8)
         # The next turn's blocks: loaded a turn early, they are no wait in front of its keys.
         ahead = places + BLOCK_N
         blocks = tl.load(table + ahead // BLOCK_SIZE, mask=ahead < length, other=0)
         seen = places < length
         if HAS_WINDOW:
             seen &= places >= length - window
-        x = base2_scores(tl.dot(queries, tl.trans(k)), factor, cap, HAS_CAP)
+        x = scale_columns(tl.dot(queries, tl.trans(k.to(queries.dtype))), k_scale, IS_FP8)
+        x = base2_scores(x, factor, cap, HAS_CAP)
         x = tl.where(seen[None, :], x, -float("inf"))
         new_top = tl.maximum(top, tl.max(x, 1))
         p = tl.exp2(x - new_top[:, None])
         old = tl.exp2(top - new_top)
         total = total * old + tl.sum(p, 1)
-        acc = tl.dot(p.to(v.dtype), v, acc * old[:, None])
+        p = scale_columns(p, v_scale, IS_FP8)
+        acc = tl.dot(p.to(queries.dtype), v.to(queries.dtype), acc * old[:, None])
         top = new_top
 
     answer = out + row.to(tl.int64) * out_stride + kv_head * (GROUP * D)
-    acc = acc / tl.maximum(total, 1.0e-30)[:, None]
+    acc = acc / tl.maximum(total * E4M3_MAX if IS_FP8 else total, 1.0e-30)[:, None]
     if MAY_SPLIT:
         if active > 1:
             pair = row * KV_HEADS + kv_head
@@ -223,13 +234,15 @@ def decode(
         require(
             scratch.outputs.shape[0] >= rows and scratch.outputs.shape[1:] == wanted, "scratch does not fit"
         )
-    tile = tile or tile_for(kv.head_dim, group, rows * kv.kv_heads, splits, sm_count_of(q.device))
+    pairs, sm_count = rows * kv.kv_heads, sm_count_of(q.device)
+    tile = tile or tile_for(kv.head_dim, group, pairs, splits, sm_count, is_fp8=kv.is_fp8)
     block_d = triton.next_power_of_2(kv.head_dim)
     merge_g = triton.next_power_of_2(group)
     _decode[(splits, kv.kv_heads, rows)](
         q,
         out,
         kv.pool,
+        kv.scales,
         tables,
         lengths,
         q if scratch is None else scratch.outputs,
@@ -237,6 +250,7 @@ def decode(
         lengths if scratch is None else scratch.arrivals,
         kv.layer_offset,
         kv.block_stride,
+        kv.scale_stride,
         tables.stride(0),
         q.stride(0),
         out.stride(0),
@@ -249,6 +263,7 @@ def decode(
         GROUP=group,
         HAS_CAP=scores.softcap is not None,
         HAS_WINDOW=scores.window is not None,
+        IS_FP8=kv.is_fp8,
         MAY_SPLIT=splits > 1,
         BLOCK_M=max(16, merge_g),
         BLOCK_N=tile.block_n,

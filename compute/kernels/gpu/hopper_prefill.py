@@ -91,7 +91,7 @@ def _producer(
         base += turns
 
 
-@gluon.jit
+@gluon.jit(do_not_specialize=["works", "tiles", "pairs"])  # they vary from step to step
 def _hopper_prefill(
     q,  # [T, H, D]
     out,  # [T, H, D]
@@ -168,7 +168,7 @@ def _hopper_prefill(
 def supports(kv: KVLayer, capability: tuple[int, int]) -> bool:
     """Whether `hopper_prefill` takes this pool on such a GPU; `prefill` takes all of them on any."""
     rows = kv.pool.numel() // kv.head_dim
-    return capability[0] == 9 and kv.head_dim in HEAD_DIMS and rows <= MAX_ROWS
+    return capability[0] == 9 and kv.head_dim in HEAD_DIMS and rows <= MAX_ROWS and not kv.is_fp8
 
 
 def hopper_prefill(

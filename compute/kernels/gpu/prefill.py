@@ -19,7 +19,7 @@ import triton.language as tl
 from torch import Tensor
 
 from compute.kernels.gpu.layer import KVLayer, Scores, check_queries, check_tables, require
-from compute.kernels.gpu.scores import base2_scores
+from compute.kernels.gpu.scores import E4M3_MAX, base2_scores, load_scales, scale_columns
 
 FEW_LANES: Final = 1024  # fewer leave SMs idle in tiles of 256
 
@@ -43,11 +43,14 @@ def _attend(
     positions,  # [M] of each row's query
     keys,  # this layer's and kv head's keys of block 0
     values,
+    key_scales,  # of e4m3: those of `keys` and `values`
+    value_scales,
     table,  # [W] int32
     begin,
     end,
     length,
     block_stride,
+    scale_stride,
     window,
     factor,
     cap,
@@ -55,6 +58,7 @@ def _attend(
     BLOCK_SIZE: tl.constexpr,
     HAS_CAP: tl.constexpr,
     HAS_WINDOW: tl.constexpr,
+    IS_FP8: tl.constexpr,
     MASKED: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -80,11 +84,13 @@ def _attend(
             v = tl.load(values + slot[:, None] + dims[None, :])
         else:
             v = tl.load(values + slot[:, None] + dims[None, :], mask=(dims < D)[None, :], other=0.0)
+        at = blocks.to(tl.int64) * scale_stride + places % BLOCK_SIZE
+        k_scale, v_scale = load_scales(key_scales, value_scales, at, places < length, IS_FP8)
         # The next turn's blocks: loaded a turn early, they are no wait in front of its keys.
         ahead = places + BLOCK_N
         blocks = tl.load(table + ahead // BLOCK_SIZE, mask=ahead < length, other=0)
 
-        x = tl.dot(queries, tl.trans(k))
+        x = scale_columns(tl.dot(queries, tl.trans(k.to(queries.dtype))), k_scale, IS_FP8)
         if HAS_CAP or MASKED:
             x = base2_scores(x, factor, cap, HAS_CAP)
         if MASKED:
@@ -100,7 +106,8 @@ def _attend(
             p = tl.exp2(x * factor - new_top[:, None])
         old = tl.exp2(top - new_top)
         total = total * old + tl.sum(p, 1)
-        acc = tl.dot(p.to(v.dtype), v, acc * old[:, None])
+        p = scale_columns(p, v_scale, IS_FP8)
+        acc = tl.dot(p.to(queries.dtype), v.to(queries.dtype), acc * old[:, None])
         top = new_top
     return acc, total, top
 
@@ -110,11 +117,13 @@ def _prefill(
     q,  # [T, H, D]
     out,  # [T, H, D]
     pool,
+    scales,  # of e4m3: this layer's [2, K, slots] float32 of block 0
     tables,  # [B, W] int32
     starts,  # [B + 1] int32: a row's tokens in q are [starts[b], starts[b + 1])
     lengths,  # [B] int32: tokens with KV, the chunk included
     layer_offset,
     block_stride,
+    scale_stride,
     table_stride,
     q_stride,
     out_stride,
@@ -127,6 +136,7 @@ def _prefill(
     GROUP: tl.constexpr,
     HAS_CAP: tl.constexpr,
     HAS_WINDOW: tl.constexpr,
+    IS_FP8: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -144,6 +154,8 @@ def _prefill(
     # Scalars join the pointer before any offset tensor: see decode.
     keys = pool + layer_offset + kv_head * (BLOCK_SIZE * D)
     values = keys + KV_HEADS * BLOCK_SIZE * D
+    key_scales = scales + kv_head * BLOCK_SIZE
+    value_scales = key_scales + KV_HEADS * BLOCK_SIZE
     table = tables + row.to(tl.int64) * table_stride
     lanes = tile * BLOCK_M + tl.arange(0, BLOCK_M)
     tokens = lanes // GROUP
@@ -171,32 +183,38 @@ def _prefill(
         whole_begin = tl.minimum(whole_begin, tl.cdiv(end, BLOCK_N) * BLOCK_N)
         whole_end = tl.maximum(whole_end, whole_begin)
         acc, total, top = _attend(
-            acc, total, top, queries, positions, keys, values, table, begin, whole_begin, length, block_stride,
-            window, factor, cap, D, BLOCK_SIZE, HAS_CAP, HAS_WINDOW, True, BLOCK_N, BLOCK_D, 1,
+            acc, total, top, queries, positions, keys, values, key_scales, value_scales, table, begin, whole_begin,
+            length, block_stride, scale_stride, window, factor, cap, D, BLOCK_SIZE, HAS_CAP, HAS_WINDOW, IS_FP8,
+            True, BLOCK_N, BLOCK_D, 1,
         )  # fmt: skip
     acc, total, top = _attend(
-        acc, total, top, queries, positions, keys, values, table, whole_begin, whole_end, length, block_stride,
-        window, factor, cap, D, BLOCK_SIZE, HAS_CAP, HAS_WINDOW, False, BLOCK_N, BLOCK_D, STAGES,
+        acc, total, top, queries, positions, keys, values, key_scales, value_scales, table, whole_begin, whole_end,
+        length, block_stride, scale_stride, window, factor, cap, D, BLOCK_SIZE, HAS_CAP, HAS_WINDOW, IS_FP8,
+        False, BLOCK_N, BLOCK_D, STAGES,
     )  # fmt: skip
     acc, total, top = _attend(
-        acc, total, top, queries, positions, keys, values, table, whole_end, end, length, block_stride,
-        window, factor, cap, D, BLOCK_SIZE, HAS_CAP, HAS_WINDOW, True, BLOCK_N, BLOCK_D, 1,
+        acc, total, top, queries, positions, keys, values, key_scales, value_scales, table, whole_end, end,
+        length, block_stride, scale_stride, window, factor, cap, D, BLOCK_SIZE, HAS_CAP, HAS_WINDOW, IS_FP8,
+        True, BLOCK_N, BLOCK_D, 1,
     )  # fmt: skip
 
-    acc = acc / total[:, None]
+    acc = acc / (total * E4M3_MAX if IS_FP8 else total)[:, None]
     answer = out + start.to(tl.int64) * out_stride + kv_head * (GROUP * D)
     places = tokens.to(tl.int64)[:, None] * out_stride + heads[:, None] * D + dims[None, :]
     tl.store(answer + places, acc.to(out.dtype.element_ty), mask=mask)
 
 
-def tile_for(head_dim: int, lanes: int) -> Tile:
+def tile_for(head_dim: int, lanes: int, *, is_fp8: bool) -> Tile:
     """The fastest of benchmarks/kernel_sweep.py on an H200. `lanes`: query tokens times G of the longest chunk.
 
-    Heads of 80 and 96 are padded to 128; with the masks of the padding 256 rows do not fit into registers.
+    Heads of 80 and 96 are padded to 128; with the masks of the padding 256 rows do not fit into registers. Neither do
+    they beside e4m3 that is widened there.
     """
     if lanes < FEW_LANES:
         return Tile(64, 64, 4, 3) if head_dim <= 128 else Tile(64, 32, 4, 2)
-    return Tile(256, 64, 8, 2) if head_dim in (64, 128) else Tile(128, 64, 8, 2)
+    if is_fp8 and head_dim > 128:
+        return Tile(128, 32, 8, 2)
+    return Tile(256, 64, 8, 2) if head_dim in (64, 128) and not is_fp8 else Tile(128, 64, 8, 2)
 
 
 def check_chunks(starts: Tensor, rows: int, max_count: int) -> None:
@@ -226,16 +244,18 @@ def prefill(
     group = check_queries(q, out, kv)
     rows = check_tables(tables, lengths)
     check_chunks(starts, rows, max_count)
-    tile = tile or tile_for(kv.head_dim, max_count * group)
+    tile = tile or tile_for(kv.head_dim, max_count * group, is_fp8=kv.is_fp8)
     _prefill[(triton.cdiv(max_count * group, tile.block_m), kv.kv_heads, rows)](
         q,
         out,
         kv.pool,
+        kv.scales,
         tables,
         starts,
         lengths,
         kv.layer_offset,
         kv.block_stride,
+        kv.scale_stride,
         tables.stride(0),
         q.stride(0),
         out.stride(0),
@@ -248,6 +268,7 @@ def prefill(
         GROUP=group,
         HAS_CAP=scores.softcap is not None,
         HAS_WINDOW=scores.window is not None,
+        IS_FP8=kv.is_fp8,
         BLOCK_M=tile.block_m,
         BLOCK_N=tile.block_n,
         BLOCK_D=triton.next_power_of_2(kv.head_dim),

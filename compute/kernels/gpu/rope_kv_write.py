@@ -3,6 +3,8 @@
     x' = x / sqrt(mean(x²) + eps) · w        per head, where the model has q and k norms (Qwen 3, Gemma 3)
     (a, b) → (a cos - b sin, b cos + a sin)  pairs (i, i + D/2) of q and k: RoPE, arXiv 2104.09864, section 3.2.2
 
+    x → e4m3(x / s), s = max|x| / 448        a row of k or v, where the pool is e4m3; s goes to the slot's scales
+
 q is changed in place; k and v go to their slot. Arithmetic in float32, one rounding at the store.
 """
 
@@ -14,6 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from compute.kernels.gpu.layer import KVLayer, require
+from compute.kernels.gpu.scores import E4M3_MAX
 
 HEADS_PER_PROGRAM: Final = 8
 
@@ -22,6 +25,7 @@ HEADS_PER_PROGRAM: Final = 8
 def _rope_kv_write(
     qkv,  # [T, H + 2K, D]
     pool,
+    scales,  # of e4m3: this layer's [2, K, slots] float32 of block 0
     table,  # [2, positions, D] float32: cos, signed sin
     positions,  # [N] int64 or int32
     write_blocks,  # [N]: -1 for a token that is padding
@@ -30,6 +34,7 @@ def _rope_kv_write(
     k_norm,  # [D] float32
     layer_offset,
     block_stride,
+    scale_stride,
     row_stride,
     table_plane,
     eps,
@@ -38,6 +43,7 @@ def _rope_kv_write(
     D: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
     HAS_NORM: tl.constexpr,
+    IS_FP8: tl.constexpr,
     BLOCK_H: tl.constexpr,
     BLOCK_HALF: tl.constexpr,
 ):
@@ -67,12 +73,23 @@ def _rope_kv_write(
     angle = table + tl.load(positions + token).to(tl.int64) * D + pair
     cos = tl.load(angle, mask=in_half, other=0.0)[None, :]
     sin = tl.load(angle + table_plane + D // 2, mask=in_half, other=0.0)[None, :]
-    turned_first = tl.where(is_v, a, first * cos - second * sin).to(qkv.dtype.element_ty)
-    turned_second = tl.where(is_v, b, second * cos + first * sin).to(qkv.dtype.element_ty)
-    tl.store(x + place, turned_first, mask=there & is_q)
-    tl.store(x + place + D // 2, turned_second, mask=there & is_q)
+    turned_first = tl.where(is_v, a, first * cos - second * sin)
+    turned_second = tl.where(is_v, b, second * cos + first * sin)
+    tl.store(x + place, turned_first.to(qkv.dtype.element_ty), mask=there & is_q)
+    tl.store(x + place + D // 2, turned_second.to(qkv.dtype.element_ty), mask=there & is_q)
     # Behind the queries, heads [H, H + K) are keys and [H + K, H + 2K) values: the pool has them in the same order.
-    slot = pool + layer_offset + block * block_stride + tl.load(write_slots + token).to(tl.int64) * D
+    write_slot = tl.load(write_slots + token).to(tl.int64)
+    if IS_FP8:
+        peak = tl.maximum(tl.max(tl.abs(turned_first), 1), tl.max(tl.abs(turned_second), 1))
+        scale = tl.where(peak > 0, tl.maximum(peak, 1.0e-30) / E4M3_MAX, 1.0)
+        turned_first /= scale[:, None]
+        turned_second /= scale[:, None]
+        is_kv = (head >= HEADS) & (head < HEADS + 2 * KV_HEADS)
+        at = scales + block * scale_stride + write_slot
+        tl.store(at + (head - HEADS) * BLOCK_SIZE, scale, mask=is_kv)
+    turned_first = turned_first.to(pool.dtype.element_ty)
+    turned_second = turned_second.to(pool.dtype.element_ty)
+    slot = pool + layer_offset + block * block_stride + write_slot * D
     into = (head - HEADS)[:, None] * (BLOCK_SIZE * D) + pair[None, :]
     tl.store(slot + into, turned_first, mask=there & ~is_q)
     tl.store(slot + into + D // 2, turned_second, mask=there & ~is_q)
@@ -101,7 +118,7 @@ def rope_kv_write(
     require(
         heads > 0 and qkv.shape[1] == all_heads * dim, f"qkv of width {qkv.shape[1]} does not fit the pool"
     )
-    require(qkv.dtype == kv.pool.dtype, f"qkv.dtype is {qkv.dtype}, the pool's is {kv.pool.dtype}")
+    require(kv.takes(qkv.dtype), f"qkv.dtype is {qkv.dtype}, the pool's is {kv.pool.dtype}")
     require(
         write_blocks.shape == write_slots.shape == positions.shape, "one block, slot and position a token"
     )
@@ -114,6 +131,7 @@ def rope_kv_write(
     _rope_kv_write[(tokens, triton.cdiv(all_heads, HEADS_PER_PROGRAM))](
         qkv,
         kv.pool,
+        kv.scales,
         table,
         positions,
         write_blocks,
@@ -122,6 +140,7 @@ def rope_kv_write(
         k_norm,
         kv.layer_offset,
         kv.block_stride,
+        kv.scale_stride,
         qkv.stride(0),
         table.stride(0),
         eps,
@@ -130,6 +149,7 @@ def rope_kv_write(
         D=dim,
         BLOCK_SIZE=kv.block_size,
         HAS_NORM=norms is not None,
+        IS_FP8=kv.is_fp8,
         BLOCK_H=HEADS_PER_PROGRAM,
         BLOCK_HALF=triton.next_power_of_2(dim // 2),
         num_warps=4,

@@ -154,7 +154,7 @@ class AttachReply(_message.Message):
     def __init__(self, attached: _Optional[_Union[Attached, _Mapping]] = ..., error: _Optional[_Union[Error, _Mapping]] = ...) -> None: ...
 
 class Attached(_message.Message):
-    __slots__ = ("session", "boot_epoch", "pool", "num_blocks", "pool_bytes", "metadata_bytes", "nonce")
+    __slots__ = ("session", "boot_epoch", "pool", "num_blocks", "pool_bytes", "metadata_bytes", "nonce", "exporter", "allocation_bytes")
     SESSION_FIELD_NUMBER: _ClassVar[int]
     BOOT_EPOCH_FIELD_NUMBER: _ClassVar[int]
     POOL_FIELD_NUMBER: _ClassVar[int]
@@ -162,6 +162,8 @@ class Attached(_message.Message):
     POOL_BYTES_FIELD_NUMBER: _ClassVar[int]
     METADATA_BYTES_FIELD_NUMBER: _ClassVar[int]
     NONCE_FIELD_NUMBER: _ClassVar[int]
+    EXPORTER_FIELD_NUMBER: _ClassVar[int]
+    ALLOCATION_BYTES_FIELD_NUMBER: _ClassVar[int]
     session: bytes
     boot_epoch: int
     pool: str
@@ -169,7 +171,9 @@ class Attached(_message.Message):
     pool_bytes: int
     metadata_bytes: int
     nonce: bytes
-    def __init__(self, session: _Optional[bytes] = ..., boot_epoch: _Optional[int] = ..., pool: _Optional[str] = ..., num_blocks: _Optional[int] = ..., pool_bytes: _Optional[int] = ..., metadata_bytes: _Optional[int] = ..., nonce: _Optional[bytes] = ...) -> None: ...
+    exporter: str
+    allocation_bytes: int
+    def __init__(self, session: _Optional[bytes] = ..., boot_epoch: _Optional[int] = ..., pool: _Optional[str] = ..., num_blocks: _Optional[int] = ..., pool_bytes: _Optional[int] = ..., metadata_bytes: _Optional[int] = ..., nonce: _Optional[bytes] = ..., exporter: _Optional[str] = ..., allocation_bytes: _Optional[int] = ...) -> None: ...
 
 class DaemonRequest(_message.Message):
     __slots__ = ("session", "boot_epoch", "number", "grant", "open_or_adopt", "commit", "release", "fenced", "holdings", "heartbeat", "hello", "snapshot", "read_record", "status", "list", "describe", "fsck", "flush", "evict", "pin", "unpin", "drain", "undrain", "delete_pool")
