@@ -108,6 +108,12 @@ def prefill_error(paged: Paged, out: torch.Tensor, launch: Launch) -> float:
     return max(errors) if not bool(out.isnan().any()) else float("nan")
 
 
+def step_of(paged: Paged) -> torch.Tensor:
+    """Queries, keys and values of all tokens as a step computes them: [T, H + 2K, D]."""
+    keys, values = (x.transpose(1, 2).flatten(0, 1) for x in paged.dense(0))
+    return torch.cat((paged.prompt, keys, values), 1)
+
+
 def prefill_row(shape: Shape, repeats: int) -> dict[str, Any]:
     paged = Paged(shape, 1)
     out = torch.empty_like(paged.prompt)
@@ -115,7 +121,11 @@ def prefill_row(shape: Shape, repeats: int) -> dict[str, Any]:
     rest = (paged.tables, paged.starts, paged.lengths, shape.tokens, shape.scores)
     runs: dict[str, Launch] = {"triton": partial(prefill, paged.prompt, out, layer, *rest)}
     if supports(layer, torch.cuda.get_device_capability()):
-        runs["gluon"] = partial(hopper_prefill, paged.prompt, out, layer, *rest)
+        fresh = step_of(paged)
+        prompt = fresh[:, : shape.heads]
+        runs["gluon"] = partial(hopper_prefill, prompt, out, layer, *rest)
+        # Prompts without a cached prefix attend to the step's own keys and values; the pool is not read.
+        runs["gluon, whole prompts"] = partial(hopper_prefill, prompt, out, layer, *rest, fresh=fresh)
     worst = {name: prefill_error(paged, out, run) for name, run in runs.items()}
     runs["cudnn"] = dense_prefill(paged, "cudnn")
     runs["flash"] = dense_prefill(paged, "flash")

@@ -83,20 +83,39 @@ class CudaKernels:
         norms = None
         if spec.q_norm is not None and spec.k_norm is not None:
             norms = (spec.q_norm, spec.k_norm, spec.norm_eps)
-        rope_kv_write(qkv, kv, spec.rope.table, step.positions, step.write_blocks, step.write_slots, norms)
-        q = qkv.view(len(qkv), -1, spec.head_dim)[:, : spec.num_heads]
+        rope_kv_write(
+            qkv,
+            kv,
+            spec.rope.table,
+            step.positions,
+            step.write_blocks,
+            step.write_slots,
+            norms,
+            keep_keys=is_hopper(kv),
+        )
+        heads = qkv.view(len(qkv), -1, spec.head_dim)
+        q = heads[:, : spec.num_heads]
         out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
         scores = Scores(scale=spec.scale, softcap=spec.softcap, window=spec.window)
         if step.decode is not None:
             part, rows = step.decode, len(step.decode.lengths)
             decode(q[:rows], out[:rows], kv, part.tables, part.lengths, scores, part.scratch)
         if step.chunks is not None:
-            attend_chunks(q, out, kv, step.chunks, scores)
+            attend_chunks(heads, out, kv, step.chunks, scores)
         return out.view(len(qkv), -1)
 
 
-def attend_chunks(q: Tensor, out: Tensor, kv: KVLayer, chunks: Chunks, scores: Scores) -> None:
-    hopper = q.is_cuda and supports(kv, torch.cuda.get_device_capability(q.device))
-    q, out = q[chunks.first :], out[chunks.first :]
-    launch = hopper_prefill if hopper else prefill
-    launch(q, out, kv, chunks.tables, chunks.starts, chunks.lengths, chunks.max_count, scores)
+def is_hopper(kv: KVLayer) -> bool:
+    """Whether the Hopper prefill takes chunks over this pool."""
+    return kv.pool.is_cuda and supports(kv, torch.cuda.get_device_capability(kv.pool.device))
+
+
+def attend_chunks(heads: Tensor, out: Tensor, kv: KVLayer, chunks: Chunks, scores: Scores) -> None:
+    """`heads` [T, H + 2K, D]: the step's queries, keys and values, of which out [T, H, D] wants the chunks'."""
+    fresh, out = heads[chunks.first :], out[chunks.first :]
+    q = fresh[:, : out.shape[1]]
+    rest = (chunks.tables, chunks.starts, chunks.lengths, chunks.max_count, scores)
+    if is_hopper(kv):
+        hopper_prefill(q, out, kv, *rest, fresh=fresh)
+    else:
+        prefill(q, out, kv, *rest)

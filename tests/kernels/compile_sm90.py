@@ -94,7 +94,11 @@ def launch_paged(dim: int, dtype: str) -> None:
     starts = torch.zeros(3, dtype=torch.int32)
     prefill(q, torch.empty_like(q), kv, tables, starts, lengths, 2048, scores)
     if supports(kv, (9, 0)):
-        hopper_prefill(q, torch.empty_like(q), kv, tables, starts, lengths, 2048, scores)
+        step = torch.empty((2, 48, dim), dtype=kind)
+        for fresh in (None, step):
+            hopper_prefill(
+                step[:, :32], torch.empty_like(q), kv, tables, starts, lengths, 2048, scores, fresh=fresh
+            )
     rope_kv_write(
         torch.empty((2, 48 * dim), dtype=kind), kv, torch.empty((2, 64, dim)), lengths, lengths, lengths,
         (torch.empty(dim), torch.empty(dim), 1e-6),

@@ -141,6 +141,21 @@ def expected(paged: Paged, rows: list[tuple[Tensor, Tensor]] | None = None) -> T
     return torch.cat(answers)
 
 
+def fresh_of(paged: Paged) -> Tensor:
+    """Queries, keys and values of the new tokens [T, H + 2K, D]; NaN where a row's first token is not new."""
+    case = paged.case
+    fresh = torch.full(
+        (len(paged.q), case.heads + 2 * case.kv_heads, case.dim), float("nan"), dtype=case.dtype
+    )
+    begin = 0
+    for (keys, values), length, count in zip(paged.rows, case.lengths, case.counts, strict=True):
+        if length == count:
+            fresh[begin : begin + count, case.heads : -case.kv_heads] = keys
+            fresh[begin : begin + count, -case.kv_heads :] = values
+        begin += count
+    return fresh.to(paged.q.device)
+
+
 def error(answer: Tensor, reference: Tensor) -> float:
     """‖answer - reference‖ / ‖reference‖; NaN anywhere gives NaN, which no bound holds."""
     difference = answer.double() - reference

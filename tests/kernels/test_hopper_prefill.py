@@ -6,7 +6,7 @@ import os
 import pytest
 import torch
 
-from tests.kernels.paged import Case, build, error, expected
+from tests.kernels.paged import Case, build, error, expected, fresh_of
 from tests.kernels.test_prefill import BOUND, LARGE
 
 pytestmark = [
@@ -34,3 +34,20 @@ def test_equals_float64(case: Case, ping_pong: bool, device: torch.device) -> No
         rows = (paged.tables, paged.starts, paged.lengths)
         hopper_prefill(paged.q, out, paged.kv, *rows, max(case.counts), case.scores, ping_pong)
         assert error(out, expected(paged)) < BOUND[case.dtype]
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_whole_prompts_need_no_pool(case: Case, device: torch.device) -> None:
+    """Rows whose first token is new take keys and values from the step's own; what others have there is not read."""
+    from compute.kernels.gpu.hopper_prefill import hopper_prefill
+
+    paged = build(case, device)
+    fresh, exact = fresh_of(paged), expected(paged)
+    for row, (length, count) in enumerate(zip(case.lengths, case.counts, strict=True)):
+        if length == count:
+            blocks = paged.tables[row, : -(-length // case.block_size)].long()
+            paged.pool[blocks] = float("nan")
+    out = torch.full_like(paged.q, float("nan"))
+    rows = (paged.tables, paged.starts, paged.lengths)
+    hopper_prefill(paged.q, out, paged.kv, *rows, max(case.counts), case.scores, fresh=fresh)
+    assert error(out, exact) < BOUND[case.dtype]

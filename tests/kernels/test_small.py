@@ -58,7 +58,7 @@ def test_gate(activation: str, dtype: torch.dtype, device: torch.device) -> None
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, GPU_BF16])
-@pytest.mark.parametrize("with_norms", [False, True])
+@pytest.mark.parametrize(("with_norms", "keep_keys"), [(False, False), (True, True)])
 @pytest.mark.parametrize(
     ("heads", "kv_heads", "dim", "block_size"), [(4, 2, 64, 16), (7, 1, 80, 32), (5, 5, 128, 16)]
 )
@@ -68,10 +68,11 @@ def test_rope_and_kv_write(
     dim: int,
     block_size: int,
     with_norms: bool,
+    keep_keys: bool,
     dtype: torch.dtype,
     device: torch.device,
 ) -> None:
-    """q is turned in place, k and v land in their slots, and no other slot changes."""
+    """q, and k where kept, is turned in place; k and v land in their slots, and no other slot changes."""
     tokens, layer = 5, 1
     pool = torch.full((6, 2, 2, kv_heads, block_size, dim), float("nan"), dtype=dtype, device=device)
     qkv = torch.randn(tokens + 1, heads + 2 * kv_heads, dim, device=device).to(dtype)
@@ -83,7 +84,14 @@ def test_rope_and_kv_write(
     weights = torch.randn(2, dim, device=device)
     norms = (weights[0], weights[1], 1e-6) if with_norms else None
     rope_kv_write(
-        qkv.view(tokens + 1, -1), KVLayer(pool, layer), table.table, positions, blocks, slots, norms
+        qkv.view(tokens + 1, -1),
+        KVLayer(pool, layer),
+        table.table,
+        positions,
+        blocks,
+        slots,
+        norms,
+        keep_keys,
     )
 
     x = before[:tokens].double()
@@ -102,6 +110,9 @@ def test_rope_and_kv_write(
     real = [0, 1, 2, 4]
     assert error(qkv[real, :heads], turned(q)[real]) < BOUND[dtype]
     assert torch.equal(qkv[[3, 5]], before[[3, 5]])  # padding
+    kept = turned(k)[real] if keep_keys else k[real]
+    assert error(qkv[real, heads : heads + kv_heads], kept) < BOUND[dtype]
+    assert torch.equal(qkv[:, heads + kv_heads :], before[:, heads + kv_heads :])
     for token in real:
         stored = pool[blocks[token], layer, :, :, slots[token]]
         assert error(stored[0], turned(k)[token]) < BOUND[dtype]

@@ -14,30 +14,33 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 
 
 @gluon.jit
-def piece(first):
-    """This program's piece of the round of work that begins at `first`; none if it is not below `works`. Every other
-    round runs backwards, or the same programs would always have the longer pieces."""
-    programs = gl.num_programs(0)
-    backwards = (first // programs) & 1
-    return first + gl.where(backwards == 1, programs - 1 - gl.program_id(0), gl.program_id(0))
+def place_of(work, works, tiles, pairs, section):
+    """Tile and pair of a piece of work: `section` pairs after another, in each the longest tiles first.
+
+    Every other round of the programs goes backwards, so that none has the longer tile of every round.
+    """
+    begin = work // gl.num_programs(0) * gl.num_programs(0)
+    end = gl.minimum(begin + gl.num_programs(0), works)
+    work = gl.where(work // gl.num_programs(0) % 2 == 1, begin + end - 1 - work, work)
+    group = work // (tiles * section)
+    size = gl.minimum(pairs - group * section, section)
+    rest = work - group * (tiles * section)
+    return tiles - 1 - rest // size, group * section + rest % size
 
 
 @gluon.jit
-def look_up(work, pairs, starts, lengths, KV_HEADS: gl.constexpr):
-    """First token, new tokens and length of a piece of work's row."""
-    row = work % pairs // KV_HEADS
+def look_up(pair, starts, lengths, KV_HEADS: gl.constexpr):
+    """First token, new tokens and length of a pair's row."""
+    row = pair // KV_HEADS
     start = gl.load(starts + row)
     return start, gl.load(starts + row + 1) - start, gl.load(lengths + row)
 
 
 @gluon.jit
 def span(
-    work, tiles, pairs, start, count, length, window,
-    KV_HEADS: gl.constexpr, GROUP: gl.constexpr, HAS_WINDOW: gl.constexpr, M: gl.constexpr, N: gl.constexpr,
+    tile, count, length, window, GROUP: gl.constexpr, HAS_WINDOW: gl.constexpr, M: gl.constexpr, N: gl.constexpr,
 ):  # fmt: skip
-    """Rows and keys of a piece of work; turns, right and left as in the module's drawing, no turns without rows."""
-    tile = tiles - 1 - work // pairs
-    row = work % pairs // KV_HEADS
+    """Keys of a tile; turns, right and left as in the module's drawing, no turns without rows."""
     low = length - count + tile * M // GROUP  # first and last position of the tile
     high = gl.minimum(length - count + (tile * M + M - 1) // GROUP, length - 1)
     last = high // N
@@ -49,10 +52,10 @@ def span(
         # Key tile k is whole on this side from k · N > high - window on.
         left = last + 1 - gl.maximum(high - window + N, 0) // N
     turns = last + 1 - first
-    turns = gl.where((tile >= 0) & (tile * M < count * GROUP), turns, 0)
+    turns = gl.where(tile * M < count * GROUP, turns, 0)
     right = gl.minimum(right, turns)
     left = gl.minimum(gl.maximum(left, right), turns)
-    return row, work % pairs % KV_HEADS, tile * M, last, right, left, turns
+    return last, right, left, turns
 
 
 @gluon.jit
@@ -135,13 +138,12 @@ def _turns(
 
 @gluon.jit
 def _load_queries(
-    q, work, tiles, pairs, start, count, q_stride, half: gl.constexpr,
-    KV_HEADS: gl.constexpr, GROUP: gl.constexpr, ROWS: gl.constexpr, D: gl.constexpr,
+    q, tile, kv_head, start, count, q_stride, half: gl.constexpr,
+    GROUP: gl.constexpr, ROWS: gl.constexpr, D: gl.constexpr,
 ):  # fmt: skip
     """[ROWS, D]: half a tile's query lanes; zeros beyond the row's tokens."""
     LOAD: gl.constexpr = gl.BlockedLayout([1, 8], [256 // D, D // 8], [4, 1], [1, 0])
-    kv_head = work % pairs % KV_HEADS
-    lanes = ((tiles - 1 - work // pairs) * 2 + half) * ROWS + gl.arange(0, ROWS, gl.SliceLayout(1, LOAD))
+    lanes = (tile * 2 + half) * ROWS + gl.arange(0, ROWS, gl.SliceLayout(1, LOAD))
     tokens = lanes // GROUP
     dims = gl.arange(0, D, gl.SliceLayout(0, LOAD))
     place = tokens.to(gl.int64) * q_stride + lanes % GROUP * D
@@ -150,9 +152,25 @@ def _load_queries(
 
 
 @gluon.jit
+def _store_answers(
+    answers, out, tile, kv_head, start, count, out_stride, half: gl.constexpr,
+    GROUP: gl.constexpr, ROWS: gl.constexpr, D: gl.constexpr,
+):  # fmt: skip
+    """Half a tile's rows to their tokens: 16 bytes a thread, by way of shared memory."""
+    LAYOUT: gl.constexpr = gl.BlockedLayout([1, 8], [256 // D, D // 8], [4, 1], [1, 0])
+    lanes = (tile * 2 + half) * ROWS + gl.arange(0, ROWS, gl.SliceLayout(1, LAYOUT))
+    tokens = lanes // GROUP
+    dims = gl.arange(0, D, gl.SliceLayout(0, LAYOUT))
+    place = tokens.to(gl.int64) * out_stride + lanes % GROUP * D
+    answer = out + start.to(gl.int64) * out_stride + kv_head * (GROUP * D)
+    mask = (tokens < count)[:, None]
+    gl.store(answer + place[:, None] + dims[None, :], gl.convert_layout(answers, LAYOUT), mask=mask)
+
+
+@gluon.jit
 def consumer(
     half: gl.constexpr, q, out, queries, keys, values, k_full, k_empty, v_full, v_empty, order, starts, lengths,
-    works, tiles, pairs, q_stride, out_stride, window, factor, cap,
+    works, tiles, pairs, section, q_stride, out_stride, window, factor, cap,
     KV_HEADS: gl.constexpr, GROUP: gl.constexpr, HAS_CAP: gl.constexpr, HAS_WINDOW: gl.constexpr,
     M: gl.constexpr, N: gl.constexpr, D: gl.constexpr, STAGES: gl.constexpr, PING_PONG: gl.constexpr,
 ):  # fmt: skip
@@ -165,20 +183,22 @@ def consumer(
     mine = queries.index(half)
     base = 0
     handed = 0  # times that both consumers have had their turn at the tensor cores
-    next_start, next_count, next_length = look_up(gl.program_id(0), pairs, starts, lengths, KV_HEADS)
+    first_tile, first_pair = place_of(gl.program_id(0), works, tiles, pairs, section)
+    next_start, next_count, next_length = look_up(first_pair, starts, lengths, KV_HEADS)
     loaded = _load_queries(
-        q, gl.program_id(0), tiles, pairs, next_start, next_count, q_stride, half, KV_HEADS, GROUP, ROWS, D
+        q, first_tile, first_pair % KV_HEADS, next_start, next_count, q_stride, half, GROUP, ROWS, D
     )
-    for first in range(0, works, gl.num_programs(0)):
-        work = piece(first)
+    for work in range(gl.program_id(0), works, gl.num_programs(0)):
         start, count, length = next_start, next_count, next_length
-        _row, kv_head, lane, last, right, left, turns = span(
-            work, tiles, pairs, start, count, length, window, KV_HEADS, GROUP, HAS_WINDOW, M, N
-        )
+        tile, pair = place_of(work, works, tiles, pairs, section)
+        last, right, left, turns = span(tile, count, length, window, GROUP, HAS_WINDOW, M, N)
+        kv_head = pair % KV_HEADS
+        lane = tile * M
         # What comes next is looked up, and its queries loaded, under this piece's products. Only what is loaded is
         # carried to the next turn: triton 3.6 loses members of a tuple derived from it.
-        following = gl.minimum(piece(first + gl.num_programs(0)), works - 1)
-        next_start, next_count, next_length = look_up(following, pairs, starts, lengths, KV_HEADS)
+        following = gl.minimum(work + gl.num_programs(0), works - 1)
+        next_tile, next_pair = place_of(following, works, tiles, pairs, section)
+        next_start, next_count, next_length = look_up(next_pair, starts, lengths, KV_HEADS)
         if turns > 0:
             mine.store(loaded)
             fence_async_shared()
@@ -240,23 +260,18 @@ def consumer(
             mbarrier.wait(v_full.index(final % STAGES), (final // STAGES) & 1)
             o = warpgroup_mma(p, values.index(final % STAGES), o, is_async=True)
             loaded = _load_queries(
-                q, following, tiles, pairs, next_start, next_count, q_stride, half, KV_HEADS, GROUP, ROWS, D
+                q, next_tile, next_pair % KV_HEADS, next_start, next_count, q_stride, half, GROUP, ROWS, D
             )
             o = warpgroup_mma_wait(0, deps=(o,))
             mbarrier.arrive(v_empty.index(final % STAGES), count=1)
 
-            o = o / gl.convert_layout(total, gl.SliceLayout(1, O_LAYOUT))[:, None]
-            lanes = lane + half * ROWS + gl.arange(0, ROWS, gl.SliceLayout(1, O_LAYOUT))
-            tokens = lanes // GROUP
-            dims = gl.arange(0, D, gl.SliceLayout(0, O_LAYOUT))
-            place = tokens.to(gl.int64) * out_stride + lanes % GROUP * D
-            answer = out + start.to(gl.int64) * out_stride + kv_head * (GROUP * D)
-            gl.store(
-                answer + place[:, None] + dims[None, :], o.to(values.dtype), mask=(tokens < count)[:, None]
+            o = o * gl.convert_layout(1.0 / total, gl.SliceLayout(1, O_LAYOUT))[:, None]
+            _store_answers(
+                o.to(values.dtype), out, tile, kv_head, start, count, out_stride, half, GROUP, ROWS, D
             )
         else:
             loaded = _load_queries(
-                q, following, tiles, pairs, next_start, next_count, q_stride, half, KV_HEADS, GROUP, ROWS, D
+                q, next_tile, next_pair % KV_HEADS, next_start, next_count, q_stride, half, GROUP, ROWS, D
             )
         base += turns
         handed += gl.maximum(turns - 1, 0)

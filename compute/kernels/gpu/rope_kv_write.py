@@ -5,7 +5,7 @@
 
     x → e4m3(x / s), s = max|x| / 448        a row of k or v, where the pool is e4m3; s goes to the slot's scales
 
-q is changed in place; k and v go to their slot. Arithmetic in float32, one rounding at the store.
+q is changed in place, on request k too; k and v go to their slot. Arithmetic in float32, one rounding at the store.
 """
 
 from typing import Final
@@ -45,6 +45,7 @@ def _rope_kv_write(
     BLOCK_SIZE: tl.constexpr,
     HAS_NORM: tl.constexpr,
     IS_FP8: tl.constexpr,
+    KEEP_KEYS: tl.constexpr,
     BLOCK_H: tl.constexpr,
     BLOCK_HALF: tl.constexpr,
     OVERLAPS: tl.constexpr,
@@ -78,8 +79,9 @@ def _rope_kv_write(
     sin = tl.load(angle + table_plane + D // 2, mask=in_half, other=0.0)[None, :]
     turned_first = tl.where(is_v, a, first * cos - second * sin)
     turned_second = tl.where(is_v, b, second * cos + first * sin)
-    tl.store(x + place, turned_first.to(qkv.dtype.element_ty), mask=there & is_q)
-    tl.store(x + place + D // 2, turned_second.to(qkv.dtype.element_ty), mask=there & is_q)
+    stays = there & ((~is_v) if KEEP_KEYS else is_q)
+    tl.store(x + place, turned_first.to(qkv.dtype.element_ty), mask=stays)
+    tl.store(x + place + D // 2, turned_second.to(qkv.dtype.element_ty), mask=stays)
     # Behind the queries, heads [H, H + K) are keys and [H + K, H + 2K) values: the pool has them in the same order.
     write_slot = tl.load(write_slots + token).to(tl.int64)
     if IS_FP8:
@@ -106,8 +108,11 @@ def rope_kv_write(
     write_blocks: Tensor,
     write_slots: Tensor,
     norms: tuple[Tensor, Tensor, float] | None = None,
+    keep_keys: bool = False,
 ) -> None:
     """Norms and rotates q of qkv [T, (H + 2K)·D] in place; writes its k and v to (write_blocks, write_slots) [N].
+
+    `keep_keys`: k is also changed in place, for attention over the step's own tokens.
 
     `table` [2, positions, D] float32 holds cos and signed sin (`compute.model.rope`) for every value of `positions`
     [N]. A token with block -1 is padding and left alone, as are those from N on. `norms`: weights of q and k [D]
@@ -153,6 +158,7 @@ def rope_kv_write(
         BLOCK_SIZE=kv.block_size,
         HAS_NORM=norms is not None,
         IS_FP8=kv.is_fp8,
+        KEEP_KEYS=keep_keys,
         BLOCK_H=HEADS_PER_PROGRAM,
         BLOCK_HALF=triton.next_power_of_2(dim // 2),
         OVERLAPS=overlaps(),
