@@ -193,7 +193,7 @@ def main() -> None:
             f"{facts['exporter']}, {facts['used_gib']:.1f} GiB of the card in use"
         )
         body = {"device": facts, "model": LLAMA_8B, **figures(one, rng), "tax": tax(one, options.pairs, rng)}
-    path = report.write("engine-gpu", body)
+    path = report.write(f"engine-{report.chip(facts['gpu'])}", body)
     if options.out:
         options.out.write_text(path.read_text("utf8"), "utf8")
 

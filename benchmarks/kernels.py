@@ -8,7 +8,6 @@ the square. Ratios are paired: engines alternate replay by replay, above 1 means
 is 95 % of the median.
 """
 
-import re
 import subprocess
 import sys
 from dataclasses import asdict
@@ -177,8 +176,7 @@ def main() -> None:
         body["prefill"] = [prefill_row(shape, repeats // 2) for shape in PREFILL]
         for row in body["prefill"]:
             print_row(row, "tflops")
-    chip = re.sub(r"[^a-z0-9]+", "-", body["gpu"]["gpu"].lower().removeprefix("one nvidia "))
-    print(report.write(f"kernels-{chip.strip('-')}", body))
+    print(report.write(f"kernels-{report.chip(body['gpu']['gpu'])}", body))
 
 
 if __name__ == "__main__":

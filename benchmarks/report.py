@@ -2,6 +2,7 @@
 
 import json
 import platform
+import re
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -52,6 +53,11 @@ def write(name: str, body: dict[str, Any]) -> Path:
     } | body
     path.write_text(json.dumps(document, indent=2) + "\n", "utf8")
     return path
+
+
+def chip(gpu: str) -> str:
+    """A GPU's name as result files have it: "NVIDIA H100 80GB HBM3" is h100-80gb-hbm3."""
+    return re.sub(r"[^a-z0-9]+", "-", gpu.lower().removeprefix("one ").removeprefix("nvidia ")).strip("-")
 
 
 def hardware() -> dict[str, Any]:
