@@ -3,12 +3,15 @@
 import numpy as np
 import pytest
 import torch
+from torch.nn.functional import scaled_dot_product_attention
 
 from compute.batch import Batch, Ints, build
+from compute.kernels import cuda
 from compute.kernels.cuda import Chunks, CudaKernels, Decode, Step
 from compute.kernels.gpu.decode import Scratch
 from compute.kernels.gpu.layer import KVLayer, scales_of
 from compute.kernels.gpu.linear import GpuLinear
+from compute.kernels.gpu.prefill import prefill
 from compute.kernels.interface import AttentionSpec
 from compute.kernels.torch_cpu import TorchKernels
 from compute.model.hf_config import Rope
@@ -140,6 +143,39 @@ def test_a_step_over_e4m3_attends_as_torch_does_over_what_it_stands_for(
     exact = plain.attend(attention, qkv.clone(), plain.prepare(batch, wide, [attention]))
     assert relative(narrow.float() * scales_of(narrow)[..., None], wide) < 2e-2
     assert relative(answer, exact[: batch.num_tokens]) < 5e-2
+
+
+def attend_fresh(q, out, kv, tables, starts, lengths, max_count, scores, *, fresh):
+    """What the Hopper prefill promises, in torch: whole prompts from `fresh`, other rows from the pool."""
+    prefill(q, out, kv, tables, starts, lengths, max_count, scores)
+    for row, length in enumerate(lengths.tolist()):
+        begin, end = starts[row].item(), starts[row + 1].item()
+        if end - begin == length:
+            out[begin:end] = float("nan")
+            keys = fresh[begin:end, q.shape[1] : q.shape[1] + kv.kv_heads].transpose(0, 1).float()
+            values = fresh[begin:end, q.shape[1] + kv.kv_heads :].transpose(0, 1).float()
+            queries = q[begin:end].transpose(0, 1).float()
+            attended = scaled_dot_product_attention(
+                queries, keys, values, is_causal=True, scale=scores.scale, enable_gqa=True
+            )
+            out[begin:end] = attended.transpose(0, 1).to(out.dtype)
+
+
+@pytest.mark.parametrize("plan", ["chunks", "mixed"])
+def test_whole_prompts_are_given_the_step_s_own_keys(
+    plan: str, device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rotated and normed like those in the pool, each row at its own place of the step."""
+    monkeypatch.setattr(cuda, "is_hopper", lambda kv: True)
+    monkeypatch.setattr(cuda, "hopper_prefill", attend_fresh)
+    batch = build(StepPlan(number=1, rows=PLANS[plan]), BLOCK, device)
+    attention = spec(device, window=None, normed=True, softcap=None)
+    pool = torch.randn(50, 2, 2, 2, BLOCK, 64, device=device).half()
+    qkv = torch.randn(len(batch.token_ids), 8 * 64, device=device).half()
+    plain = TorchKernels()
+    answer = CudaKernels().attend(attention, qkv[: batch.num_tokens].clone(), step_of(batch, pool.clone()))
+    exact = plain.attend(attention, qkv.clone(), plain.prepare(batch, pool, [attention]))
+    assert relative(answer, exact[: batch.num_tokens]) < 5e-3
 
 
 def test_norms_and_gates_are_the_seam_s(device: torch.device) -> None:

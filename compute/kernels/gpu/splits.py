@@ -25,6 +25,7 @@ class Tile:
     stages: int
 
 
+@cache
 def split_count(rows: int, kv_heads: int, group: int, longest: int, sm_count: int) -> int:
     """Splits of a row that keep every SM busy to the end: none where the rows alone do, none under MIN_SPLIT_TOKENS."""
     pairs = max(rows * kv_heads, 1)
