@@ -13,6 +13,7 @@ from compute.model_config import ModelConfig
 from kvmanager.errors import Unavailable
 from kvmanager.gpu_driver import CudaDriver, Driver
 
+PACKAGES: Final = ("cuda.bindings", "triton")
 ITEMSIZE: Final = {"float32": 4, "bfloat16": 2, "float16": 2}
 CONTEXT_BYTES: Final = 2**30  # the CUDA context, loaded kernels, captured graphs
 LOGIT_BYTES: Final = 2 + 3 * 4 + 8 + 4  # of a vocabulary entry: logits, their float32 working copies, a sort
@@ -21,10 +22,15 @@ MIN_POSITIONS: Final = 1024  # rows of a rotary table
 
 
 def resolve(device: str) -> str:
-    """`cpu` or `cuda`: what --device auto means on this machine."""
-    if device != "auto":
-        return device
-    return "cuda" if all(map(installed, ("cuda.bindings", "triton"))) and has_gpu() else "cpu"
+    """`cpu` or `cuda`: what --device auto means on this machine. Unavailable for a GPU that cannot be served here."""
+    missing = [package for package in PACKAGES if not installed(package)]
+    if device == "auto":
+        return "cuda" if has_gpu() and not missing else "cpu"
+    if device == "cuda" and not has_gpu():
+        raise Unavailable("--device cuda: this machine has no NVIDIA GPU (no /dev/nvidia0)")
+    if device == "cuda" and missing:
+        raise Unavailable(f"--device cuda: {missing[0]} is not installed: pip install 'holdfast[cuda]'")
+    return device
 
 
 def installed(module: str) -> bool:

@@ -39,13 +39,16 @@ class Runner:
         assert pool.dtype == model.dtype
         assert pool.is_contiguous()
         self.model = model
-        self.kernels = cast("HostKernels", model.kernels)  # a model loaded on the CPU has the CPU's
         self.pool = pool
         self.readout = Readout(model, sampler)
 
     @property
     def block_size(self) -> int:
         return int(self.pool.shape[4])
+
+    @property
+    def kernels(self) -> HostKernels:
+        return cast("HostKernels", self.model.kernels)  # a model loaded on the CPU has the CPU's
 
     @property
     def depth(self) -> int:

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from compute import device
 from compute.__main__ import cli
 from compute.config import ComputeSettings
 from holdfast.settings import SettingsError, load
@@ -77,12 +78,13 @@ def test_a_usage_error_is_one_line_and_code_2(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [(["--device", "cuda"], "this build has no GPU pool"), ([], "config.json")],
+    [(["--device", "cuda"], "this machine has no NVIDIA GPU"), ([], "config.json")],
 )
 def test_what_cannot_be_served_is_one_line_and_code_1(
-    tmp_path: Path, arguments: list[str], message: str
+    tmp_path: Path, arguments: list[str], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A GPU that this build does not know, and a folder that holds no model."""
+    """A GPU that is not there, and a folder that holds no model."""
+    monkeypatch.setattr(device, "has_gpu", lambda: False)
     run_dir = tmp_path / "run"
     command = ["serve", "--model", str(tmp_path), "--run-dir", str(run_dir), *arguments]
     result = CliRunner().invoke(cli, command)

@@ -54,16 +54,19 @@ def test_every_limit_counts(limit):
 
 
 def test_auto_is_a_gpu_only_where_there_is_one_with_all_that_it_takes(monkeypatch):
-    assert (resolve("cpu"), resolve("cuda")) == ("cpu", "cuda")
     found = {"cuda.bindings", "triton"}
     monkeypatch.setattr(device, "installed", found.__contains__)
     monkeypatch.setattr(device, "has_gpu", lambda: True)
-    assert resolve("auto") == "cuda"
+    assert (resolve("auto"), resolve("cuda"), resolve("cpu")) == ("cuda", "cuda", "cpu")
     found.remove("triton")
     assert resolve("auto") == "cpu"
+    with pytest.raises(Unavailable, match="triton is not installed"):
+        resolve("cuda")
     found.add("triton")
     monkeypatch.setattr(device, "has_gpu", lambda: False)
     assert resolve("auto") == "cpu"
+    with pytest.raises(Unavailable, match="no NVIDIA GPU"):
+        resolve("cuda")
 
 
 def test_packages_are_looked_for_without_being_imported():
