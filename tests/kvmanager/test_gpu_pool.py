@@ -86,6 +86,7 @@ def test_a_restarted_daemon_drops_a_legacy_pool_whose_memory_is_gone():
             assert not [name for name in keeper.names() if name.startswith(("pool.", "meta.", "hold."))]
 
 
+@pytest.mark.full
 def test_auto_takes_what_works():
     with GpuService("--kv-memory=4MiB", gpu="vmm=0") as service:
         assert read(service, 1) == "0.0"
@@ -101,6 +102,7 @@ def refusal(service, error, **changes):
     return caught.value
 
 
+@pytest.mark.full
 def test_what_cannot_be_had_is_refused_with_the_reason():
     with GpuService("--gpu-ipc=vmm", gpu=f"total={64 * MIB},vmm=0") as service:
         other = UUID.replace("4", "5")
@@ -128,6 +130,7 @@ def test_more_than_is_free_is_no_memory_with_both_numbers():
         assert service.used_bytes() == 0
 
 
+@pytest.mark.full
 def test_the_share_of_the_gpu_is_what_workers_and_other_pools_leave():
     with GpuService("--gpu-memory-utilization=0.5", gpu=f"total={128 * MIB}") as service:
         with Worker(service.sockets, device=UUID, peak_bytes=4 * MIB) as worker:
@@ -139,6 +142,7 @@ def test_the_share_of_the_gpu_is_what_workers_and_other_pools_leave():
                 attach(service.sockets, other, PATIENCE_S)
 
 
+@pytest.mark.full
 def test_a_third_worker_of_a_gpu_pool_is_one_too_many():
     with GpuService("--kv-memory=4MiB") as service:
         workers = [Worker(service.sockets, device=UUID, worker_id=f"w{n}") for n in range(2)]
@@ -148,6 +152,7 @@ def test_a_third_worker_of_a_gpu_pool_is_one_too_many():
             worker.close()
 
 
+@pytest.mark.full
 def test_an_idle_pool_of_the_same_gpu_makes_room_and_one_of_the_host_does_not():
     with GpuService("--kv-memory=24MiB", gpu=f"total={64 * MIB}") as service:
         with service.worker("write", "3", "1", model="one"), service.worker("write", "3", "1", model="two"):
