@@ -236,9 +236,9 @@ def test_rows_that_nobody_wants_stay_as_they_were(device: torch.device) -> None:
     "params",
     [
         SamplingParams(temperature=0.7),
-        SamplingParams(top_k=4),
+        pytest.param(SamplingParams(top_k=4), marks=pytest.mark.full),
         SamplingParams(top_p=0.75, temperature=1.5),
-        SamplingParams(min_p=0.25, top_k=6, top_p=0.9),
+        pytest.param(SamplingParams(min_p=0.25, top_k=6, top_p=0.9), marks=pytest.mark.full),
     ],
     ids=str,
 )
