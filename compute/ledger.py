@@ -67,7 +67,9 @@ class Ledger:
         events, rejections = [], []
         for event in held.events:
             if event.sequence in self._void:
-                events += [event] if event.finish and not event.token_ids else []
+                if event.finish and not event.token_ids:
+                    self._void.discard(event.sequence)
+                    events.append(event)
             elif event.sequence not in refused:
                 events.append(event)
             elif event.finish:

@@ -73,7 +73,7 @@ def compose(
             add_decode(batch, sequence, blocks, limits.block_size)
         else:
             prefills.append(sequence)
-    for lead in running:
+    for lead in running if places else ():
         if lead.followers:
             add_forks(batch, lead, blocks, limits.block_size, places)
     offer = Offer(blocks, reserve if batch.rows else 0, limits.block_size)
@@ -152,5 +152,5 @@ def make_row(sequence: Sequence, end: int) -> StepRow:
         banned=sequence.banned() if last else frozenset(),
         logprobs=request.logprobs,
         prompt_logprobs=request.prompt_logprobs if sequence.wants_prompt_logprobs else 0,
-        forks=[member.first_draw for member in sequence.drawing],
+        forks=[member.first_draw for member in sequence.drawing] if sequence.drawing else (),
     )

@@ -21,6 +21,7 @@ class Landing:
 
     def __init__(self, limits: Limits, roster: Roster, progress: Progress) -> None:
         self._limits, self._roster, self._progress = limits, roster, progress
+        self._most_ended = max(1, limits.max_num_seqs // 2)  # forks count more than once in a commit
         self._ended = self._ended_bytes = 0
 
     def begin(self) -> None:
@@ -74,7 +75,7 @@ class Landing:
         """Tells the end of those whose first token is their last: no step waits for them."""
         for member in [one for one in lead.followers if one.last]:
             size = len(member.request.record)
-            if self._ended == self._limits.max_num_seqs or self._ended_bytes + size > MAX_ENDED_BYTES:
+            if self._ended == self._most_ended or self._ended_bytes + size > MAX_ENDED_BYTES:
                 return
             self._ended, self._ended_bytes = self._ended + 1, self._ended_bytes + size
             assert member.drawn is not None

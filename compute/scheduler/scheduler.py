@@ -176,7 +176,7 @@ class Scheduler:
         running = self._roster.running
         if self._flight and any(one.ahead and one.needs_last_token for one in running):
             return None
-        places = self._limits.max_running - self._open_rows
+        places = self._limits.max_running - self._open_rows if self._roster.groups.following else 0
         self._batch = compose(running, self._float, self._reserve(), self._limits, places)
         if not self._batch.rows:
             self._nothing_runs(now_ns)
