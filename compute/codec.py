@@ -102,6 +102,7 @@ def decode_submit(submit: compute_pb2.Submit, bounds: Bounds, client: bytes) -> 
         sequence=SequenceId(submit.sequence),
         group=submit.group,
         index=submit.index,
+        n=submit.n,
         request_id=submit.request_id,
         prompt=prompt,
         sampling=decode_sampling(submit.sampling, bounds),

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from compute.scheduler import Rejection, TokenEvent
 from kvmanager.errors import KvError
-from kvmanager.messages import Acked, Numbered, Refusal
+from kvmanager.messages import Acked, Commit, Numbered, OpenOrAdopt, Refusal, SequenceId
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,28 +37,44 @@ class Shown:
 class Ledger:
     def __init__(self) -> None:
         self._held: deque[Held] = deque()
+        self._void: set[SequenceId] = (
+            set()
+        )  # forks that were refused: nothing said of them counts until they open
 
     def __len__(self) -> int:
         return len(self._held)
 
     def sent(self, held: Held) -> None:
         self._held.append(held)
+        if isinstance(held.message, OpenOrAdopt):
+            self._void.discard(held.message.sequence)
 
     def answered(self, number: int, refusals: Sequence[Refusal] = ()) -> list[Shown]:
         """Everything up to `number` is recorded, but for the refused entries of `number` itself."""
         shown = []
         while self._held and self._held[0].number <= number:
             held = self._held.popleft()
-            shown.append(judge(held, refusals if held.number == number else ()))
+            shown.append(self._judge(held, refusals if held.number == number else ()))
         return shown
 
-
-def judge(held: Held, refusals: Sequence[Refusal]) -> Shown:
-    """Without refused entries. Where a sequence's end was refused, its end is the refusal."""
-    refused = {refusal.sequence: refusal for refusal in refusals}
-    events = [event for event in held.events if event.sequence not in refused]
-    lost = [event for event in held.events if event.sequence in refused and event.finish]
-    return Shown(held, events, [refused_end(event, refused[event.sequence]) for event in lost])
+    def _judge(self, held: Held, refusals: Sequence[Refusal]) -> Shown:
+        """Without refused entries. Where a sequence's end was refused, its end is the refusal; a refused fork begins
+        again, unless it was ended without a token: that stands."""
+        refused = {refusal.sequence: refusal for refusal in refusals}
+        if refused and isinstance(held.message, Commit):
+            forks = {entry.sequence for entry in held.message.entries if entry.fork is not None}
+            self._void |= forks & refused.keys()
+        events, rejections = [], []
+        for event in held.events:
+            if event.sequence in self._void:
+                if event.finish and not event.token_ids:
+                    self._void.discard(event.sequence)
+                    events.append(event)
+            elif event.sequence not in refused:
+                events.append(event)
+            elif event.finish:
+                rejections.append(refused_end(event, refused[event.sequence]))
+        return Shown(held, events, rejections)
 
 
 def refused_end(event: TokenEvent, refusal: Refusal) -> Rejection:

@@ -18,6 +18,15 @@ from kvmanager.messages import SequenceId
 UNKNOWN: Final = -1  # the id of a token that the step before this one draws, and that nobody has read yet
 
 
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """How one more token is drawn from a row's logits: the first of a sequence that forks there."""
+
+    sampling: SamplingParams
+    banned: frozenset[int] = frozenset()
+    logprobs: int = 0
+
+
 @dataclass(slots=True, kw_only=True)
 class StepRow:
     """One sequence's part of a step. Nobody changes one; it is not frozen because that triples its cost to make."""
@@ -34,6 +43,7 @@ class StepRow:
     banned: frozenset[int] = frozenset()  # ids that must not be drawn (min_tokens)
     logprobs: int = 0
     prompt_logprobs: int = 0
+    forks: Sequence[Draw] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +78,7 @@ class Logprob:
 
 @dataclass(frozen=True, slots=True)
 class RowResult:
-    """What one row gave. `prompt_logprobs`: one per prompt token of the chunk but position 0.
+    """What one row gave. `prompt_logprobs`: one per prompt token of the chunk but position 0. `forks`: one per Draw.
 
     `error`: this row alone failed, and why; its other fields mean nothing.
     """
@@ -77,6 +87,7 @@ class RowResult:
     logprob: Logprob | None = None
     prompt_logprobs: Sequence[Logprob] = ()
     error: str | None = None
+    forks: "Sequence[RowResult]" = ()
 
 
 @dataclass(frozen=True, slots=True)

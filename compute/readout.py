@@ -5,6 +5,8 @@ Draws on the host, row by row as its wishes say: any filter, penalty, bias or ba
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from dataclasses import replace
+from itertools import chain, islice
 from typing import Final
 
 import torch
@@ -34,18 +36,24 @@ class Readout:
         """Of rows whose tokens begin at `starts` of hidden [T, E]. A row that cannot go on has `error` set."""
         drawn = self.draw(rows, starts, hidden)
         return [
-            self.result(row, drawn.get(i), start, hidden)
+            self.result(row, drawn.get(i, ()), start, hidden)
             for i, (row, start) in enumerate(zip(rows, starts, strict=True))
         ]
 
-    def draw(self, rows: Sequence[StepRow], starts: Sequence[int], hidden: Tensor) -> dict[int, Drawn]:
-        """What each row that samples drew, by index of the row."""
+    def draw(
+        self, rows: Sequence[StepRow], starts: Sequence[int], hidden: Tensor
+    ) -> dict[int, Sequence[Drawn]]:
+        """What each row that samples drew, by index of the row: its own token, then those of its forks."""
         wanted = [i for i, row in enumerate(rows) if row.sample]
         if not wanted:
             return {}
         lasts = [starts[i] + len(rows[i].token_ids) - 1 for i in wanted]
-        drawn = self.sampler.sample(self.logits(hidden, lasts), [rows[i] for i in wanted])
-        return dict(zip(wanted, drawn, strict=True))
+        draws = [each_draw(rows[i]) for i in wanted]
+        logits, counts = self.logits(hidden, lasts), [len(one) for one in draws]
+        if max(counts) > 1:
+            logits = logits.repeat_interleave(torch.tensor(counts, device=logits.device), dim=0)
+        drawn = iter(self.sampler.sample(logits, list(chain.from_iterable(draws))))
+        return {i: list(islice(drawn, count)) for i, count in zip(wanted, counts, strict=True)}
 
     def logits(self, hidden: Tensor, places: Sequence[int]) -> Tensor:
         """[n, V] for n rows of hidden; the product runs on a multiple of ROW_GRID rows (see `batch`)."""
@@ -53,13 +61,12 @@ class Readout:
         chosen = hidden[torch.tensor([*places, *padding], device=hidden.device)]
         return self.model.logits(chosen)[: len(places)]
 
-    def result(self, row: StepRow, drawn: Drawn | None, start: int, hidden: Tensor) -> RowResult:
+    def result(self, row: StepRow, drawn: Sequence[Drawn], start: int, hidden: Tensor) -> RowResult:
         scores = self.score_prompt(row, start, hidden) if row.prompt_logprobs else ()
-        if drawn is None:
+        if not drawn:
             return RowResult(prompt_logprobs=scores)
-        if drawn.error is not None:
-            return RowResult(error=drawn.error)
-        return RowResult(token_id=drawn.token_id, logprob=drawn.logprob, prompt_logprobs=scores)
+        own, *forks = [result_of(one) for one in drawn]
+        return replace(own, prompt_logprobs=scores, forks=forks)
 
     def score_prompt(self, row: StepRow, start: int, hidden: Tensor) -> Sequence[Logprob]:
         """Log-probabilities of the chunk's prompt tokens: each is predicted by the position before it.
@@ -91,3 +98,17 @@ class Readout:
         self.carried[sequence] = (position, state.clone().unsqueeze(0))
         if len(self.carried) > MAX_CARRIED:  # left by sequences that ended within their prompt
             self.carried.popitem(last=False)
+
+
+def each_draw(row: StepRow) -> list[StepRow]:
+    """The row as each of its draws sees it."""
+    forks = [
+        replace(row, sampling=one.sampling, banned=one.banned, logprobs=one.logprobs) for one in row.forks
+    ]
+    return [row, *forks]
+
+
+def result_of(drawn: Drawn) -> RowResult:
+    if drawn.error is not None:
+        return RowResult(error=drawn.error)
+    return RowResult(token_id=drawn.token_id, logprob=drawn.logprob)

@@ -38,6 +38,7 @@ class Request:
     sequence: SequenceId
     group: bytes
     index: int
+    n: int = 1  # sequences of the group
     request_id: str
     prompt: Sequence[int]
     sampling: SamplingParams

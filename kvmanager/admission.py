@@ -10,10 +10,9 @@ from array import array
 
 from kvmanager.errors import Conflict, Invalid, KvError, PoolTooSmall, ResourceExhausted
 from kvmanager.layout import within
-from kvmanager.messages import Opened, OpenKind, OpenOrAdopt, Refused, Wait
+from kvmanager.messages import Fork, Opened, OpenKind, OpenOrAdopt, Refused, Wait
 from kvmanager.parts import Parts
-from kvmanager.prefix import Tip
-from kvmanager.records import MAX_REQUEST_BYTES, MAX_REQUEST_ID_BYTES, NONE
+from kvmanager.records import MAX_REQUEST_BYTES, MAX_REQUEST_ID_BYTES
 from kvmanager.sequences import Sequence, SequenceState
 from kvmanager.sessions import Session
 
@@ -37,7 +36,15 @@ def open_sequence(
 def validate(parts: Parts, message: OpenOrAdopt) -> None:
     """Invalid for a field out of bounds, whatever the state."""
     spec = parts.spec
+    validate_terms(parts, message)
     within("sequence bytes", len(message.sequence), 16, 16)
+    within("token_ids length", len(message.token_ids), 1, spec.max_model_len)
+    within("token id", max(message.token_ids), 0, spec.vocab_size - 1)
+    within("token id", min(message.token_ids), 0, spec.vocab_size - 1)
+
+
+def validate_terms(parts: Parts, message: OpenOrAdopt | Fork) -> None:
+    """Invalid for a field out of bounds of those that every new record has."""
     within("group bytes", len(message.group), 16, 16)
     within("tenant bytes", len(message.tenant), 32, 32)
     within("request bytes", len(message.request), 0, MAX_REQUEST_BYTES)
@@ -45,17 +52,12 @@ def validate(parts: Parts, message: OpenOrAdopt) -> None:
     within("index", message.index, 0, 2**32 - 1)
     within("priority", message.priority, -(2**31), 2**31 - 1)
     within("arrival_ns", message.arrival_ns, 0, 2**64 - 1)
-    within("token_ids length", len(message.token_ids), 1, spec.max_model_len)
-    within("max_tokens", message.max_tokens, 1, spec.max_model_len)
-    within("token id", max(message.token_ids), 0, spec.vocab_size - 1)
-    within("token id", min(message.token_ids), 0, spec.vocab_size - 1)
+    within("max_tokens", message.max_tokens, 1, parts.spec.max_model_len)
 
 
 def open_new(parts: Parts, session: Session, message: OpenOrAdopt, now_ns: int) -> Opened | Wait:
     """A sequence that nobody knew."""
-    capacity = len(message.token_ids) + message.max_tokens
-    within("token_ids length + max_tokens", capacity, 1, parts.spec.max_model_len)
-    refuse_too_large(parts, capacity)
+    capacity = capacity_of(parts, len(message.token_ids), message.max_tokens)
     sequence = Sequence(
         id=message.sequence,
         group=message.group,
@@ -104,6 +106,14 @@ def reopen(parts: Parts, session: Session, known: Sequence, message: OpenOrAdopt
     parts.sequences.open[known.slot] = known
     start(parts, session, known, hits)
     return opened(parts, known, OpenKind.RESUMED)
+
+
+def capacity_of(parts: Parts, prompt_len: int, max_tokens: int) -> int:
+    """Tokens that a record has room for. Invalid or PoolTooSmall if there can never be as many."""
+    capacity = prompt_len + max_tokens
+    within("token_ids length + max_tokens", capacity, 1, parts.spec.max_model_len)
+    refuse_too_large(parts, capacity)
+    return capacity
 
 
 def refuse_too_large(parts: Parts, tokens: int) -> None:
@@ -156,8 +166,7 @@ def start(parts: Parts, session: Session, sequence: Sequence, hits: list[int]) -
     blocks = parts.blocks
     for block in hits:
         blocks.share(block)
-    root = parts.prefix.keys.root(sequence.tenant)
-    sequence.tip = Tip(len(hits), blocks.key[hits[-1]], blocks.link(hits[-1])) if hits else Tip(0, root, NONE)
+    sequence.tip = parts.prefix.tip(sequence.tenant, hits)
     sequence.owner = session.holder
     sequence.row = parts.rows.open(sequence.slot, sequence.epoch, hits)
     sequence.kv_len = sequence.cached_len = len(hits) * parts.block_size

@@ -11,6 +11,7 @@ from kvmanager.messages import (
     CommitEntry,
     Fenced,
     FinishReason,
+    Fork,
     Grant,
     Heartbeat,
     OpenOrAdopt,
@@ -80,11 +81,13 @@ def encode_entry(body: pb.CommitEntry, entry: CommitEntry) -> None:
     body.token_ids, body.blocks = pack(entry.token_ids), pack_blocks(entry.blocks)
     body.preempted, body.stop_token_id = entry.preempted, entry.stop_token_id
     body.finish = int(entry.finish)  # type: ignore[assignment]  # the stub wants the enum's own int type
+    if entry.fork is not None:
+        encode_fork(body.fork, entry.fork)
 
 
 def decode_entry(body: pb.CommitEntry) -> CommitEntry:
-    if body.forks or body.copies_done:
-        raise Unimplemented("forks and copies: not built yet")
+    if body.copies_done:
+        raise Unimplemented("copies_done: not built yet")
     return CommitEntry(
         sequence=sequence_id(body.sequence, "entries.sequence"),
         epoch=body.epoch,
@@ -96,6 +99,30 @@ def decode_entry(body: pb.CommitEntry) -> CommitEntry:
         preempted=body.preempted,
         finish=member(FinishReason, body.finish, "entries.finish"),
         stop_token_id=body.stop_token_id,
+        fork=decode_fork(body.fork) if body.HasField("fork") else None,
+    )
+
+
+def encode_fork(body: pb.Fork, fork: Fork) -> None:
+    body.parent, body.parent_epoch = fork.parent, fork.parent_epoch
+    body.group, body.index, body.request = fork.group, fork.index, fork.request
+    body.max_tokens, body.priority, body.arrival_ns = fork.max_tokens, fork.priority, fork.arrival_ns
+    body.tenant, body.request_id = fork.tenant, fork.request_id
+
+
+def decode_fork(body: pb.Fork) -> Fork:
+    within(len(body.request), 0, MAX_REQUEST_BYTES, "fork.request bytes")
+    return Fork(
+        parent=sequence_id(body.parent, "fork.parent"),
+        parent_epoch=body.parent_epoch,
+        group=exact(body.group, ID_BYTES, "fork.group"),
+        index=within(body.index, 0, 63, "fork.index"),
+        request=body.request,
+        max_tokens=within(body.max_tokens, 1, 2**31 - 1, "fork.max_tokens"),
+        priority=within(body.priority, -1000, 1000, "fork.priority"),
+        arrival_ns=within(body.arrival_ns, 0, 2**63 - 1, "fork.arrival_ns"),
+        tenant=exact(body.tenant, HASH_BYTES, "fork.tenant"),
+        request_id=short(body.request_id, 128, "fork.request_id"),
     )
 
 

@@ -8,6 +8,7 @@ KV of a token exists only once the token was recorded, and a sampled token needs
 
 from kvmanager.blocks import GRANTED
 from kvmanager.errors import Conflict, Fenced, Invalid, KvError, NotFound
+from kvmanager.forks import Room, child_of, keep, keep_finished, without_row
 from kvmanager.layout import within
 from kvmanager.messages import (
     Acked,
@@ -31,11 +32,17 @@ MOST_REFUSALS = 4096  # that a Release's answer names
 
 def commit(parts: Parts, session: Session, message: Commit, now_ns: int) -> Acked:
     """Apply each entry that holds; name the others. Invalid for more entries than one operation has room for."""
-    within("entries", len(message.entries), 0, 2 * parts.layout.num_records)
+    forks = [entry for entry in message.entries if entry.fork is not None]
+    stores = len(message.entries) + 2 * len(forks)  # of whole records
+    within("entries, a fork for three", stores, 0, 2 * parts.layout.num_records)
+    room = Room.of(parts, message.entries) if forks else None
     refusals = []
     for entry in message.entries:
         try:
-            apply_entry(parts, session, judge(parts, session, entry), entry, now_ns)
+            if room is not None and entry.fork is not None:
+                fork_entry(parts, session, entry, room, now_ns)
+            else:
+                apply_entry(parts, session, judge(parts, session, entry), entry, now_ns)
         except KvError as error:
             refusals.append(Refusal(entry.sequence, entry.epoch, error.code, error.message))
     return Acked(refusals=refusals)
@@ -53,9 +60,10 @@ def judge(parts: Parts, session: Session, entry: CommitEntry) -> Sequence:
             f"the record has {len(sequence.tokens)} and {sequence.kv_len}"
         )
     judge_tokens(parts, sequence, entry)
-    judge_blocks(parts, session, sequence, entry)
+    held = len(parts.rows.blocks[sequence.row]) if sequence.row >= 0 else 0
+    judge_blocks(parts, session, sequence, entry, held)
     if not entry.preempted:
-        judge_kv(parts, sequence, entry)
+        judge_kv(parts, sequence, entry, held)
     return sequence
 
 
@@ -87,14 +95,15 @@ def judge_tokens(parts: Parts, sequence: Sequence, entry: CommitEntry) -> None:
             raise Invalid(f"a token id is not within 0..{parts.spec.vocab_size - 1}")
 
 
-def judge_blocks(parts: Parts, session: Session, sequence: Sequence, entry: CommitEntry) -> None:
+def judge_blocks(parts: Parts, session: Session, sequence: Sequence, entry: CommitEntry, held: int) -> None:
+    """`held`: blocks of the row so far."""
     if not entry.blocks:
         return
     for ref in entry.blocks:
         require_float(parts, session, ref)
     if len(entry.blocks) > 1 and len({ref.id for ref in entry.blocks}) < len(entry.blocks):
         raise Conflict("a block is named twice")
-    length, most = len(parts.rows.blocks[sequence.row]) + len(entry.blocks), sequence.token_capacity
+    length, most = held + len(entry.blocks), sequence.token_capacity
     if length > parts.blocks_of(most):
         raise Invalid(f"{length} blocks for {most} tokens")
 
@@ -108,17 +117,34 @@ def require_float(parts: Parts, session: Session, ref: BlockRef) -> None:
         raise Conflict(f"block {b} is in generation {blocks.generation[b]}, not {ref.generation}")
 
 
-def judge_kv(parts: Parts, sequence: Sequence, entry: CommitEntry) -> None:
+def judge_kv(parts: Parts, sequence: Sequence, entry: CommitEntry, held: int) -> None:
     base, sampled = len(sequence.tokens), len(entry.token_ids)
     least, most = (base, base + sampled - 1) if sampled else (sequence.kv_len, base)
     if not least <= entry.kv_len <= most:
         raise Invalid(f"kv_len {entry.kv_len} is not within {least}..{most}")
     if sequence.state == SequenceState.OPEN:
-        slots = (len(parts.rows.blocks[sequence.row]) + len(entry.blocks)) * parts.block_size
+        slots = (held + len(entry.blocks)) * parts.block_size
         if entry.kv_len > slots:
             raise Invalid(f"kv_len {entry.kv_len} is over the row's {slots} slots")
     elif entry.kv_len:
         raise Invalid("a preempted sequence has no KV")
+
+
+def fork_entry(parts: Parts, session: Session, entry: CommitEntry, room: Room, now_ns: int) -> None:
+    """Judge a fork and its first entry, then store both."""
+    assert entry.fork is not None
+    child = child_of(parts, session, entry, entry.fork, now_ns)
+    ended = without_row(entry)
+    held = parts.blocks_of(entry.kv_len) if ended else len(child.shared)
+    judge_tokens(parts, child.sequence, entry)
+    judge_blocks(parts, session, child.sequence, entry, held)
+    judge_kv(parts, child.sequence, entry, held)
+    room.take(entry.base_recorded, len(child.request))
+    if ended:
+        keep_finished(parts, child, entry, now_ns)
+    else:
+        keep(parts, child)
+        apply_entry(parts, session, child.sequence, entry, now_ns)
 
 
 # ------------------------------------------------------------------------------------------------- applying

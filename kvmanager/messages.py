@@ -78,6 +78,20 @@ class OpenOrAdopt:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Fork:
+    parent: SequenceId
+    parent_epoch: int
+    group: bytes
+    index: int
+    request: bytes
+    max_tokens: int
+    priority: int
+    arrival_ns: int
+    tenant: bytes
+    request_id: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CommitEntry:
     sequence: SequenceId
     epoch: int
@@ -89,6 +103,7 @@ class CommitEntry:
     preempted: bool = False
     finish: FinishReason = FinishReason.NONE
     stop_token_id: int = 0
+    fork: Fork | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

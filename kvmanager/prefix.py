@@ -100,6 +100,13 @@ class PrefixIndex:
             parent_key, link = key, self._blocks.link(block)
         return found
 
+    def tip(self, tenant: bytes, sealed: list[int]) -> Tip:
+        """What comes next is sealed after these, a chain from its root; after a private block it stays private."""
+        if not sealed:
+            return Tip(0, self.keys.root(tenant), NONE)
+        last, b = sealed[-1], self._blocks
+        return Tip(len(sealed), b.key[last], b.link(last) if b.indexed[last] else LOST)
+
     def seal(self, block: int, tip: Tip, token_bytes: bytes) -> Tip:
         """Seal a full tail after `tip`; the new tip. Of two equal seals the first is indexed, the other private."""
         key = self.keys.block(tip.key, token_bytes)

@@ -10,8 +10,7 @@ from kvmanager.blocks import FREE, GRANTED, SEALED
 from kvmanager.layout import Buffer, MetaLayout, MetaView
 from kvmanager.messages import FinishReason, SequenceId, SessionId
 from kvmanager.parts import Parts
-from kvmanager.prefix import LOST, Hash, Tip
-from kvmanager.records import NONE
+from kvmanager.prefix import Hash
 from kvmanager.sequences import Sequence, SequenceState
 from kvmanager.sessions import Session, SessionState
 from kvmanager.store import Store
@@ -118,13 +117,9 @@ def load_rows(parts: Parts, view: MetaView) -> None:
 
 def find_tip(parts: Parts, sequence: Sequence) -> None:
     """Where the open sequence's next block is sealed; after a private block it stays private."""
-    b = parts.blocks
-    sealed = [block for block in parts.rows.blocks[sequence.row] if b.state[block] == SEALED]
-    root = parts.prefix.keys.root(sequence.tenant)
-    sequence.tip = Tip(0, root, NONE)
-    if sealed:
-        last = sealed[-1]
-        sequence.tip = Tip(len(sealed), b.key[last], b.link(last) if b.indexed[last] else LOST)
+    states = parts.blocks.state
+    sealed = [block for block in parts.rows.blocks[sequence.row] if states[block] == SEALED]
+    sequence.tip = parts.prefix.tip(sequence.tenant, sealed)
 
 
 def order_cached(parts: Parts) -> None:

@@ -6,12 +6,17 @@ live on while the daemon is silent (`reserve`); without any decode there is noth
 
 from collections.abc import Sequence as ListLike
 from dataclasses import dataclass, field
+from typing import Final
 
-from compute.plan import UNKNOWN, StepRow
+from compute.plan import UNKNOWN, CopyOrder, StepRow
 from compute.scheduler.floats import Float
 from compute.scheduler.limits import Limits
 from compute.scheduler.sequence import Sequence
 from kvmanager.messages import BlockRef, Release
+
+MAX_FORKED_BYTES: Final = (
+    64 * 1024
+)  # of the requests that forks of one step bring along: a commit is one frame
 
 
 @dataclass(slots=True)
@@ -22,6 +27,8 @@ class Batch:
     rows: list[StepRow] = field(default_factory=list)
     taken: list[list[BlockRef]] = field(default_factory=list)
     freed: list[Release] = field(default_factory=list)  # what may go once this step is done
+    copies: list[CopyOrder] = field(default_factory=list)
+    forked: list[Sequence] = field(default_factory=list)  # of `sequences`: those that had no row before
     started_ns: int = 0
     left_out: list[Sequence] = field(default_factory=list)  # got no block
     short: int = 0  # blocks that were wanted and not there
@@ -52,8 +59,11 @@ class Offer:
         return self.blocks.take(min(count, max(0, len(self.blocks) - self.keep)))
 
 
-def compose(running: ListLike[Sequence], blocks: Float, reserve: int, limits: Limits) -> Batch:
-    """The rows of the next step from sequences in order (priority, arrival); takes blocks from the float."""
+def compose(
+    running: ListLike[Sequence], blocks: Float, reserve: int, limits: Limits, places: int = 0
+) -> Batch:
+    """The rows of the next step from sequences in order (priority, arrival); takes blocks from the float. `places`:
+    sequences that may get a row by a fork."""
     batch = Batch()
     prefills = []
     for sequence in running:
@@ -63,8 +73,11 @@ def compose(running: ListLike[Sequence], blocks: Float, reserve: int, limits: Li
             add_decode(batch, sequence, blocks, limits.block_size)
         else:
             prefills.append(sequence)
-    budget = limits.max_num_batched_tokens - len(batch.rows)
+    for lead in running if places else ():
+        if lead.followers:
+            add_forks(batch, lead, blocks, limits.block_size, places)
     offer = Offer(blocks, reserve if batch.rows else 0, limits.block_size)
+    budget = limits.max_num_batched_tokens - len(batch.rows)
     for sequence in prefills:
         if budget == 0:
             break
@@ -83,6 +96,24 @@ def add_decode(batch: Batch, sequence: Sequence, blocks: Float, block_size: int)
             return
         sequence.block_ids.append(taken[0].id)
     batch.add(sequence, taken, end)
+
+
+def add_forks(batch: Batch, lead: Sequence, blocks: Float, block_size: int, places: int) -> None:
+    """Adds the first decode row of the lead's followers whose first token is drawn, as far as there are places and
+    blocks. What the tail of each begins with is copied before the step, from slots that nobody writes any more."""
+    ready = [one for one in lead.followers if one.drawn is not None and not one.last]
+    for i, member in enumerate(ready):
+        told = sum(len(one.request.record) for one in batch.forked) + len(member.request.record)
+        if len(batch.forked) >= places or (batch.forked and told > MAX_FORKED_BYTES):
+            return
+        taken = blocks.take(1)
+        if not taken:
+            batch.short += len(ready) - i
+            return
+        copy = member.fork(lead, taken[0].id, block_size)
+        batch.copies += [copy] if copy else []
+        batch.forked.append(member)
+        batch.add(member, taken, member.launched_len + 1)
 
 
 def add_chunk(batch: Batch, sequence: Sequence, offer: Offer, budget: int) -> int:
@@ -106,6 +137,8 @@ def make_row(sequence: Sequence, end: int) -> StepRow:
     grow while the step runs: no copy of every token a step."""
     tokens, start, request = sequence.tokens, sequence.launched_len, sequence.request
     last = end == len(tokens) + sequence.ahead
+    if last and sequence.followers and sequence.num_output == 0:
+        sequence.drawing = list(sequence.followers)
     return StepRow(
         sequence=request.sequence,
         epoch=sequence.epoch,
@@ -119,4 +152,5 @@ def make_row(sequence: Sequence, end: int) -> StepRow:
         banned=sequence.banned() if last else frozenset(),
         logprobs=request.logprobs,
         prompt_logprobs=request.prompt_logprobs if sequence.wants_prompt_logprobs else 0,
+        forks=[member.first_draw for member in sequence.drawing] if sequence.drawing else (),
     )

@@ -12,6 +12,7 @@ from operator import attrgetter
 
 from compute.request import Request
 from compute.scheduler.boundary import Boundary
+from compute.scheduler.groups import Groups
 from compute.scheduler.outcome import Outcome, Rejection
 from compute.scheduler.results import last_event
 from compute.scheduler.sequence import Phase, Sequence
@@ -28,6 +29,8 @@ class Roster:
         self.waiting = Waiting()
         self.opening = 0
         self.running: list[Sequence] = []  # in order (priority, arrival)
+        self.groups = Groups()
+        self.forking: dict[SequenceId, Sequence] = {}  # told to the daemon, which has not answered yet
         self.said = Boundary()
         self._serial = 0
 
@@ -37,7 +40,8 @@ class Roster:
         self._serial += 1
         sequence = Sequence(request, self._serial, eos_ids)
         self.live[request.sequence] = sequence
-        self.waiting.add(sequence)
+        if not self.groups.join(sequence):
+            self.waiting.add(sequence)
 
     def open_next(self, now_ns: int) -> OpenOrAdopt | None:
         """Asks for the row of the sequence whose turn it is."""
@@ -64,6 +68,16 @@ class Roster:
         self.waiting.settled(sequence)
         insort(self.running, sequence, key=_key)
 
+    def forked(self, sequence: Sequence) -> None:
+        """A follower has a row; the daemon learns of it with what the first step on it gives."""
+        self.groups.drop(sequence)
+        self.run(sequence)
+
+    def told(self, sequence: Sequence) -> None:
+        """Its first entry is in this boundary's commit."""
+        sequence.drawn, sequence.recorded = None, True
+        self.forking[sequence.request.sequence] = sequence
+
     def preempt(self, sequence: Sequence, now_ns: int) -> None:
         """Gives its row back and waits in its old place."""
         self.running.remove(sequence)
@@ -71,6 +85,13 @@ class Roster:
         self.said.rows.append(sequence.ref)
         sequence.preempted(now_ns)
         self.waiting.add(sequence)
+        self._part(sequence)
+
+    def _part(self, lead: Sequence) -> None:
+        """Who followed it waits for a row of its own."""
+        heir = self.groups.part(lead)
+        if heir is not None:
+            self.waiting.add(heir)
 
     def others_recorded(self, sequence: Sequence) -> bool:
         """Whether the daemon holds a record of any other live sequence."""
@@ -83,14 +104,23 @@ class Roster:
         self.said.rows.append(sequence.ref)
         self._leave(sequence, finish.name.lower())
 
+    def finished_follower(self, member: Sequence) -> None:
+        """As `finished`, for one that never had a row."""
+        self.told(member)
+        self.groups.drop(member)
+        self.waiting.add(member)
+        self._leave(member, member.last.name.lower())
+
     def end(self, sequence: Sequence, finish: FinishReason, error: str = "") -> None:
         """Closes a sequence without a token: cancelled, or its row failed."""
+        self._give_up_fork(sequence)
         self._close_record(sequence, finish)
         self.said.events.append(last_event(sequence, finish))
         self._leave(sequence, finish.name.lower(), error)
 
     def fail(self, sequence: Sequence, error: KvError, code: int | None = None) -> None:
         """Closes a sequence that will not be generated any more. `code`: instead of the error's own."""
+        self._give_up_fork(sequence)
         self._close_record(sequence, FinishReason.ERROR)
         self._leave(sequence, "rejected", error.message)
         self.reject(sequence.request, error, code)
@@ -109,6 +139,9 @@ class Roster:
     def entry_refused(self, entry: CommitEntry, refusal: Refusal) -> None:
         """The record stands where the first refused entry began, and that entry's blocks are still float."""
         self.said.blocks.extend(entry.blocks)
+        if entry.fork is not None:
+            self._fork_refused(entry.sequence)
+            return
         sequence = self.live.get(entry.sequence)
         if sequence is None or sequence.epoch != entry.epoch:
             return
@@ -119,10 +152,29 @@ class Roster:
         sequence.kv_len = entry.base_kv
         self.fail(sequence, KvError(f"the daemon refused a commit: {refusal.message}"), refusal.code)
 
+    def _give_up_fork(self, sequence: Sequence) -> None:
+        """It ends: nobody hears of the token that its lead's row drew."""
+        self.forking.pop(sequence.request.sequence, None)
+        if sequence.phase is Phase.FOLLOWING:
+            self.groups.drop(sequence)
+            self.waiting.add(sequence)
+        sequence.forget_draw()
+
+    def _fork_refused(self, sequence_id: SequenceId) -> None:
+        """There was no room for its record: it opens for itself, later. Steps on their way are its former self's."""
+        former = self.forking.pop(sequence_id, None)
+        if former is None:
+            return
+        if former.phase is Phase.RUNNING:
+            self.running.remove(former)
+        former.phase = Phase.ENDED
+        self.live[sequence_id] = former.renewed()
+        self.waiting.add(self.live[sequence_id])
+
     def _close_record(self, sequence: Sequence, finish: FinishReason) -> None:
         if sequence.recorded:
             self.said.change(sequence, finish=finish)
-        if sequence.phase is Phase.RUNNING:
+        if sequence.phase is Phase.RUNNING and sequence.recorded:
             self.said.rows.append(sequence.ref)
 
     def _leave(self, sequence: Sequence, reason: str, error: str = "") -> None:
@@ -133,6 +185,7 @@ class Roster:
         self.waiting.settled(sequence)
         sequence.phase = Phase.ENDED
         del self.live[sequence.request.sequence]
+        self._part(sequence)
         self.said.ended.append(sequence.ended(reason, error))
 
     # ------------------------------------------------------------------------------------ boundary

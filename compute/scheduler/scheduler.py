@@ -7,16 +7,16 @@ package for the order of calls.
 
 from collections.abc import Sequence as ListLike
 
-from compute.plan import RowResult, StepPlan, StepResult, StepRow
+from compute.plan import StepPlan, StepResult
 from compute.request import Request
 from compute.scheduler.compose import Batch, compose
 from compute.scheduler.flight import Flight
 from compute.scheduler.floats import Float
+from compute.scheduler.landing import Landing
 from compute.scheduler.limits import Limits
 from compute.scheduler.outcome import Outcome
 from compute.scheduler.progress import Progress, Waits
 from compute.scheduler.rehearsal import rehearsal
-from compute.scheduler.results import commit_entry, token_event
 from compute.scheduler.roster import Roster
 from compute.scheduler.sequence import Phase, Sequence
 from kvmanager.errors import KvError, ResourceExhausted, Unavailable
@@ -48,6 +48,7 @@ class Scheduler:
         self._waits = Waits()
         self._batch = Batch()  # the last one composed: what it lacked is asked for
         self._flight = Flight()
+        self._landing = Landing(limits, self._roster, self.progress)
         self._rehearsing = True  # until the first plan
         self._draining = False
 
@@ -65,8 +66,8 @@ class Scheduler:
             return
         if self._draining:
             roster.reject(request, Unavailable("this worker is draining"))
-        elif len(roster.waiting) >= self._limits.max_waiting:
-            roster.reject(request, ResourceExhausted(f"{len(roster.waiting)} requests are waiting already"))
+        elif (waiting := len(roster.waiting) + roster.groups.following) >= self._limits.max_waiting:
+            roster.reject(request, ResourceExhausted(f"{waiting} requests are waiting already"))
         else:
             roster.admit(request, self._limits.eos_ids)
 
@@ -83,8 +84,9 @@ class Scheduler:
     def drain(self) -> None:
         """Admits nothing any more: what never had a row is rejected, the rest goes on to its end."""
         self._draining = True
-        for sequence in [one for one in self._roster.waiting if not one.recorded]:
-            self._roster.fail(sequence, Unavailable("this worker is draining"))
+        while fresh := [one for one in self._roster.waiting if not one.recorded]:  # whose followers come next
+            for sequence in fresh:
+                self._roster.fail(sequence, Unavailable("this worker is draining"))
 
     # --------------------------------------------------------------------------------- from the daemon
 
@@ -161,6 +163,10 @@ class Scheduler:
         for refusal in refusals:
             if refusal.sequence in entries:
                 self._roster.entry_refused(entries[refusal.sequence], refusal)
+        if self._roster.forking:
+            for entry in message.entries:
+                if entry.fork is not None:
+                    self._roster.forking.pop(entry.sequence, None)
 
     # ------------------------------------------------------------------------------------------- steps
 
@@ -170,13 +176,16 @@ class Scheduler:
         running = self._roster.running
         if self._flight and any(one.ahead and one.needs_last_token for one in running):
             return None
-        self._batch = compose(running, self._float, self._reserve(), self._limits)
+        places = self._limits.max_running - self._open_rows if self._roster.groups.following else 0
+        self._batch = compose(running, self._float, self._reserve(), self._limits, places)
         if not self._batch.rows:
             self._nothing_runs(now_ns)
             return None
+        for member in self._batch.forked:
+            self._roster.forked(member)
         self._flight.launch(self._batch, now_ns)
         self.progress.launched(self._waits.launch(now_ns), self._waits)
-        return StepPlan(self.progress.step, self._batch.rows)
+        return StepPlan(self.progress.step, self._batch.rows, self._batch.copies)
 
     def _nothing_runs(self, now_ns: int) -> None:
         """It counts as waiting for blocks, unless a step on its way is what is waited for, or there is nobody."""
@@ -207,23 +216,30 @@ class Scheduler:
 
     def _may_open(self) -> bool:
         """A row opened now would take the blocks that a starving step is waiting for."""
-        open_rows = self._roster.opening + len(self._roster.running)
-        return open_rows < self._limits.max_running and not self._batch.starving
+        return self._open_rows < self._limits.max_running and not self._batch.starving
+
+    @property
+    def _open_rows(self) -> int:
+        return self._roster.opening + len(self._roster.running)
 
     def advance(self, plan: StepPlan, result: StepResult, now_ns: int) -> Outcome:
         """The oldest step on its way is done: what to commit, and what may be shown after that."""
         batch = self._flight.land(plan)
         if not self._flight:
             self._batch = Batch()
+        self._landing.begin()
         parts = zip(batch.sequences, batch.rows, batch.taken, result.rows, strict=True)
         for sequence, row, taken, got in parts:
             if sequence.phase is not Phase.RUNNING or sequence.epoch != row.epoch:
                 self._float.put_back(taken)  # it ended or gave its row back while this step was on its way
             elif got.error is None:
-                self._apply(sequence, row, taken, got, now_ns)
+                self._landing.apply(sequence, row, taken, got, now_ns)
             else:
                 self._float.put_back(taken)
                 self._roster.end(sequence, FinishReason.ERROR, got.error)
+        if self._roster.groups.following:
+            for lead in self._roster.running:
+                self._landing.end_followers(lead)
         sampled = sum(row.sample for row in batch.rows)
         self.progress.measure(plan.num_tokens, sampled, self._flight.took_ns(batch, now_ns))
         return self._outcome(batch.freed)
@@ -243,27 +259,6 @@ class Scheduler:
         return min((time for time in (rows, blocks) if time is not None), default=None)
 
     # ----------------------------------------------------------------------------------------- details
-
-    def _apply(
-        self, sequence: Sequence, row: StepRow, taken: list[BlockRef], got: RowResult, now_ns: int
-    ) -> None:
-        """Records what one row gave."""
-        base_recorded = len(sequence.tokens)
-        sequence.kv_len = row.start + len(row.token_ids)
-        sequence.prompt_logprobs.extend(got.prompt_logprobs)
-        finish = FinishReason.NONE
-        if row.sample:
-            assert got.token_id is not None, "a sampled row without a token"
-            sequence.ahead -= 1
-            if sequence.num_output == 0:
-                self.progress.prompt_tokens += sequence.prompt_len
-            sequence.append(got.token_id, now_ns)
-            finish = sequence.finish_by(got.token_id, self._limits.eos_ids, self._limits.max_model_len)
-            self._roster.said.events.append(token_event(sequence, got, finish))
-            sequence.prompt_logprobs = []  # they left with the first token
-        self._roster.said.entries.append(commit_entry(row, base_recorded, taken, got, finish))
-        if finish:
-            self._roster.finished(sequence, finish)
 
     def _outcome(self, freed: ListLike[Release] = ()) -> Outcome:
         """What this boundary says. `freed`: rows and blocks that waited for the step that is done now."""
@@ -293,6 +288,7 @@ class Scheduler:
         if not running:
             return self._first_chunk if self._expecting() else 0
         pending = sum(sequence.remaining for sequence in running if sequence.remaining > 1)
+        forks = sum(len(sequence.followers) for sequence in running)
         chunk = self._limits.blocks_for(min(pending, self._limits.max_num_batched_tokens))
-        chunk = max(chunk, self._first_chunk)
+        chunk = max(chunk, self._first_chunk) + forks
         return self._float.target(self.progress.tokens_per_second, self._decoding(), chunk)

@@ -9,7 +9,7 @@ remaining == 1: the next step decodes it; more: a prefill chunk (prompt, or ever
 from collections.abc import Sequence as ListLike
 from enum import Enum
 
-from compute.plan import Logprob, StepRow
+from compute.plan import CopyOrder, Draw, Logprob, RowResult, StepRow
 from compute.request import Request
 from compute.scheduler.outcome import Ended
 from kvmanager.messages import FinishReason, OpenOrAdopt, SequenceRef
@@ -21,6 +21,7 @@ class Phase(Enum):
     WAITING = "waiting"  # no row
     OPENING = "opening"  # OpenOrAdopt is on its way
     RUNNING = "running"  # has a row
+    FOLLOWING = "following"  # another computes its prompt
     ENDED = "ended"
 
 
@@ -32,14 +33,20 @@ class Sequence:
         "block_ids",
         "cached_len",
         "canceled",
+        "drawing",
+        "drawn",
         "epoch",
         "first_step_ns",
         "first_token_ns",
+        "followers",
         "forbidden",
         "key",
         "kv_len",
+        "last",
         "last_token_ns",
         "launched_len",
+        "lead",
+        "parent",
         "phase",
         "preemptions",
         "prompt_len",
@@ -73,6 +80,12 @@ class Sequence:
         self.last_token_ns = 0
         self.stalled_ns = 0
         self.stalled_since_ns: int | None = None
+        self.followers: list[Sequence] = []
+        self.drawing: list[Sequence] = []  # whose first tokens the step on its way draws
+        self.lead: Sequence | None = None  # while FOLLOWING
+        self.parent: SequenceRef | None = None  # forked from it
+        self.drawn: RowResult | None = None  # the first token, drawn by the lead's row and told to nobody
+        self.last = FinishReason.NONE  # if that ends the sequence
 
     @property
     def remaining(self) -> int:
@@ -90,6 +103,44 @@ class Sequence:
     def wants_prompt_logprobs(self) -> bool:
         """Those of the prompt come with the first token; a recomputation after it does not ask again."""
         return self.request.prompt_logprobs > 0 and self.num_output == 0
+
+    @property
+    def may_lead(self) -> bool:
+        """Whether its prompt is still to be computed, once."""
+        fresh = self.num_output == 0 and not self.ahead and not self.preemptions
+        return fresh and self.canceled is None and self.phase is not Phase.ENDED
+
+    @property
+    def first_draw(self) -> Draw:
+        """How a lead's row draws this follower's first token."""
+        return Draw(self.request.sampling, self.banned(), self.request.logprobs)
+
+    def draw(self, got: RowResult, now_ns: int) -> None:
+        """The lead's row gave its first token."""
+        assert got.token_id is not None
+        assert self.lead is not None
+        self.first_step_ns, self.cached_len = self.lead.first_step_ns, self.prompt_len
+        self.drawn, self.parent = got, self.lead.ref
+        self.append(got.token_id, now_ns)
+
+    def forget_draw(self) -> None:
+        """Nobody was told of it: it will be drawn again."""
+        if self.drawn is not None:
+            del self.tokens[self.prompt_len :]
+            self.drawn, self.parent, self.last = None, None, FinishReason.NONE
+            self.first_step_ns, self.first_token_ns, self.cached_len = None, None, 0
+
+    def fork(self, lead: "Sequence", block: int, block_size: int) -> CopyOrder | None:
+        """Takes the lead's blocks of the prompt and a tail of its own; what that tail begins with, if anything."""
+        shared, slots = divmod(self.prompt_len, block_size)
+        self.block_ids = [*lead.block_ids[:shared], block]
+        self.kv_len = self.launched_len = self.prompt_len
+        self.epoch, self.parent = 1, lead.ref
+        return CopyOrder(lead.block_ids[shared], block, slots) if slots else None
+
+    def renewed(self) -> "Sequence":
+        """The same request from its beginning, in its old place."""
+        return Sequence(self.request, self.key[2], self.forbidden)
 
     def banned(self) -> frozenset[int]:
         return self.forbidden if self.num_output < self.request.stop.min_tokens else frozenset()
@@ -133,7 +184,9 @@ class Sequence:
     @property
     def needs_last_token(self) -> bool:
         """Whether its next step can be built only when the token before is known: its draw looks at the history, or
-        is one that the device leaves to the host."""
+        is one that the device leaves to the host; or that others fork from it."""
+        if self.drawing:
+            return True
         request, sampling = self.request, self.request.sampling
         changed = (
             sampling.repetition_penalty != 1.0 or sampling.frequency_penalty or sampling.presence_penalty

@@ -1,8 +1,11 @@
 """Shown after recorded: what an acknowledgement lets out, and what a refusal turns into."""
 
+from dataclasses import replace
+
 from compute.ledger import Held, Ledger
 from compute.scheduler import TokenEvent
-from kvmanager.messages import Commit, FinishReason, Grant, Refusal, SequenceId
+from kvmanager.messages import Commit, CommitEntry, FinishReason, Grant, Refusal, SequenceId
+from tests.support.kv import fork_message, open_message
 
 ONE, TWO = (SequenceId(bytes([n]) * 16) for n in (1, 2))
 
@@ -50,3 +53,34 @@ def test_a_refused_end_becomes_the_rejection_of_its_sequence() -> None:
     shown = ledger.answered(2, [Refusal(ONE, 1, 4, "fenced")])[-1]
     assert list(shown.events) == []
     assert [(one.sequence, one.code) for one in shown.rejections] == [(ONE, 4)]
+
+
+def refused_fork() -> Ledger:
+    """A fork of ONE that ends in its first commit, refused; another commit about it was on its way."""
+    entry = CommitEntry(
+        sequence=ONE, epoch=1, base_recorded=4, base_kv=4, token_ids=(7,), kv_len=4, fork=fork_message(2)
+    )
+    ledger = Ledger()
+    ledger.sent(Held(1, Commit(step=1, entries=[entry]), 1, (event(ONE), event(TWO))))
+    ledger.sent(Held(2, Commit(step=2, entries=()), 2, (event(ONE, FinishReason.LENGTH),)))
+    (shown,) = ledger.answered(1, [Refusal(ONE, 1, 5, "no room")])
+    assert ([one.sequence for one in shown.events], list(shown.rejections)) == ([TWO], [])
+    return ledger
+
+
+def test_nothing_of_a_refused_fork_counts_until_it_opens_for_itself() -> None:
+    ledger = refused_fork()
+    (shown,) = ledger.answered(2, [Refusal(ONE, 1, 2, "unknown sequence")])
+    assert (list(shown.events), list(shown.rejections)) == ([], [])
+    ledger.sent(Held(3, replace(open_message(1, [2]), sequence=ONE)))
+    ledger.sent(Held(4, Commit(step=3, entries=()), 3, (event(ONE),)))
+    assert [one.sequence for shown in ledger.answered(4) for one in shown.events] == [ONE]
+
+
+def test_a_refused_fork_that_is_canceled_ends_once() -> None:
+    ledger = refused_fork()
+    end = replace(event(ONE, FinishReason.CANCELLED), token_ids=())
+    ledger.sent(Held(3, Commit(step=3, entries=()), 3, (end,)))
+    shown = ledger.answered(3, [Refusal(ONE, 1, 2, "unknown sequence")])
+    assert [one.finish for each in shown for one in each.events] == [FinishReason.CANCELLED]
+    assert [one for each in shown for one in each.rejections] == []

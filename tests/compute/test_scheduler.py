@@ -285,7 +285,7 @@ def test_a_refused_commit_ends_its_sequence_and_gives_the_blocks_back() -> None:
     pair.turn()
     pair.deliver()
     pair.turn()
-    commit = next(message for _, message, _ in pair.up if isinstance(message, Commit))
+    commit = next(message for _, message in pair.up if isinstance(message, Commit))
     entry = commit.entries[0]
     pair.scheduler.acked(commit, [Refusal(entry.sequence, entry.epoch, 5, "arena full")])
     outcome = pair.scheduler.settle()

@@ -8,8 +8,9 @@ from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
 from compute.request import Request
+from kvmanager.errors import ResourceExhausted
 from kvmanager.messages import FinishReason, Revoke
-from tests.support.scheduling import Pair, expected_output, make_request
+from tests.support.scheduling import Pair, expected_output, make_group
 
 PREFIXES = ([], [5] * 4, [5] * 9, [6, 7, 8, 9] * 3)
 
@@ -24,10 +25,13 @@ class Ask:
     max_tokens: int
     min_tokens: int
     stop_ids: frozenset[int]
+    n: int = 1
 
-    def request(self, number: int) -> Request:
-        return make_request(
+    def requests(self, number: int) -> list[Request]:
+        """One, or a group of n with a seed each."""
+        return make_group(
             number,
+            self.n,
             [*PREFIXES[self.prefix], *self.tail],
             priority=self.priority,
             max_tokens=self.max_tokens,
@@ -44,10 +48,12 @@ asks = st.builds(
     max_tokens=st.integers(1, 14),
     min_tokens=st.integers(0, 6),
     stop_ids=st.frozensets(st.integers(2, 60), max_size=2),
+    n=st.sampled_from((1, 1, 2, 3, 6)),
 )
 events = st.one_of(
     asks,
     st.tuples(st.just("turn"), st.integers(1, 4)),
+    st.tuples(st.just("late"), asks, st.integers(1, 3)),
     st.tuples(st.just("deliver"), st.integers(0, 6), st.integers(0, 6)),
     st.tuples(st.just("cancel"), st.integers(0, 30)),
     st.tuples(st.just("revoke"), st.integers(0, 30)),
@@ -70,8 +76,9 @@ class Story:
         pair = self.pair
         match what:
             case Ask():
-                self.requests.append(what.request(len(self.requests) + 1))
-                pair.submit(self.requests[-1])
+                self.ask(what, 0)
+            case ("late", Ask() as ask, turns):
+                self.ask(ask, turns)
             case ("turn", count):
                 for _ in range(count):
                     pair.turn()
@@ -81,6 +88,16 @@ class Story:
                 pair.state.flush()
             case (verb, index) if self.requests:
                 self.about(verb, self.requests[index % len(self.requests)])
+
+    def ask(self, ask: Ask, turns: int) -> None:
+        """`turns` lie between the first Submit of a group and the others."""
+        first, *others = ask.requests(len(self.requests) + 1)
+        self.requests += [first, *others]
+        self.pair.submit(first)
+        for _ in range(turns):
+            self.pair.turn()
+            self.pair.deliver()
+        self.pair.submit(*others)
 
     def about(self, what: str, request: Request) -> None:
         pair = self.pair
@@ -93,10 +110,20 @@ class Story:
             pair.down.extend((0, Revoke(sequence=request.sequence, epoch=one.epoch)) for one in found)
 
 
+def assert_forks_alone_were_refused(pair: Pair) -> None:
+    """For want of a record, or what was on its way of them after that."""
+    void = set()
+    for refusal in pair.refusals:
+        if refusal.code == ResourceExhausted.code:
+            void.add(refusal.sequence)
+        assert refusal.sequence in void, refusal
+
+
 def check(story: Story) -> None:
     pair = story.pair
     event(f"preempted: {pair.state.preemptions > 0}, waited: {pair.scheduler.progress.steps_waited > 0}")
-    assert pair.refusals == []
+    event(f"forked: {any(plan.copies for plan in pair.plans)}, refused: {bool(pair.refusals)}")
+    assert_forks_alone_were_refused(pair)
     assert pair.rejected == []
     assert pair.used_blocks() == 0
     assert pair.state.check_integrity() == []

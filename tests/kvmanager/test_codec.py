@@ -30,6 +30,7 @@ from kvmanager.messages import (
     Drain,
     Fenced,
     FinishReason,
+    Fork,
     Grant,
     Granted,
     Heartbeat,
@@ -57,6 +58,19 @@ text = st.text(st.characters(codec="utf-8", exclude_categories=("C", "Z")), max_
 code = st.sampled_from(sorted(BY_CODE))
 rates = st.floats(0, 1e12)
 
+forks = st.builds(
+    Fork,
+    parent=sequences,
+    parent_epoch=u64,
+    group=sequences,
+    index=st.integers(0, 63),
+    request=st.binary(max_size=100),
+    max_tokens=st.integers(1, 2**31 - 1),
+    priority=st.integers(-1000, 1000),
+    arrival_ns=st.integers(0, 2**63 - 1),
+    tenant=st.binary(min_size=32, max_size=32),
+    request_id=text,
+)
 entries = st.builds(
     CommitEntry,
     sequence=sequences,
@@ -69,6 +83,7 @@ entries = st.builds(
     preempted=st.booleans(),
     finish=st.sampled_from(FinishReason),
     stop_token_id=u32,
+    fork=st.none() | forks,
 )
 REQUESTS = {
     Grant: st.builds(Grant, count=st.integers(1, 2**18), starving=st.booleans()),
@@ -134,7 +149,7 @@ def test_no_message_is_missing_here():
     assert set(REQUESTS) == {*get_args(Numbered), Heartbeat}
     assert set(REPLIES) == set(get_args(Reply))
     known = {c for _, c in inspect.getmembers(messages, is_dataclass)}
-    assert known == {*REQUESTS, *REPLIES, CommitEntry}
+    assert known == {*REQUESTS, *REPLIES, CommitEntry, Fork}
     for kind, strategy in {**REQUESTS, **REPLIES}.items():
         assert [f.name for f in fields(kind)] == list(inspect.signature(kind).parameters), strategy
 
@@ -259,10 +274,31 @@ def test_malformed_messages_of_workers_name_the_field(body, field):
         decode_request(pb.DaemonRequest(**body))
 
 
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ({"parent": b"x"}, "fork.parent"),
+        ({"group": b""}, "fork.group"),
+        ({"index": 64}, "fork.index"),
+        ({"request": bytes(65537)}, "fork.request bytes"),
+        ({"max_tokens": 0}, "fork.max_tokens"),
+        ({"priority": 1001}, "fork.priority"),
+        ({"arrival_ns": 2**63}, "fork.arrival_ns"),
+        ({"tenant": bytes(31)}, "fork.tenant"),
+        ({"request_id": "x" * 129}, "fork.request_id"),
+    ],
+)
+def test_a_malformed_fork_names_the_field(change, field):
+    good = {"parent": bytes(16), "group": bytes(16), "max_tokens": 1, "tenant": bytes(32)}
+    entry = pb.CommitEntry(sequence=bytes(16), fork=pb.Fork(**(good | change)))
+    with pytest.raises(Invalid, match=field):
+        decode_request(pb.DaemonRequest(commit=pb.Commit(entries=[entry])))
+
+
 def test_what_is_not_built_yet_is_said_so():
-    fork = pb.CommitEntry(sequence=bytes(16), forks=[pb.Fork()])
+    copied = pb.CommitEntry(sequence=bytes(16), copies_done=1)
     with pytest.raises(Unimplemented):
-        decode_request(pb.DaemonRequest(commit=pb.Commit(entries=[fork])))
+        decode_request(pb.DaemonRequest(commit=pb.Commit(entries=[copied])))
     with pytest.raises(Unimplemented):
         decode_reply(pb.DaemonReply(opened=pb.Opened(sequence=bytes(16), copies=[pb.CopyOrder()])))
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from kvmanager.integrity import check_buffer
 from kvmanager.layout import HEADER_BYTES, MetaLayout
-from kvmanager.messages import FinishReason
+from kvmanager.messages import Acked, FinishReason
 from kvmanager.records import REDO_CHECKSUM_AT, REDO_LENGTH_AT, SEQLOCK_AT
 from kvmanager.state import KvState
 from kvmanager.store import Store
@@ -38,7 +38,11 @@ def operations(state: KvState) -> list[Callable[[], object]]:
         lambda: b.step(3, 8),
         lambda: b.step(3, 8, 8, 8),
         lambda: a.preempt(1, release=False),
+        lambda: a.grant(1, starving=True),
+        lambda: accepted(a.commit(a.fork(4, 1, 5, [7, 7], 4))),
         lambda: a.release(1),
+        lambda: a.finish(4, release=False),
+        lambda: a.release(4),
         lambda: a.start(1, [1, 2, 3, 4, 5, 6, 7], 4),
         lambda: a.finish(2, release=False),
         lambda: a.release(2),
@@ -53,6 +57,10 @@ def operations(state: KvState) -> list[Callable[[], object]]:
         state.flush,
         lambda: state.expire(100, ttl_ns=1),
     ]
+
+
+def accepted(reply: Acked) -> None:
+    assert not reply.refusals
 
 
 def truth(image: bytearray) -> bytes:

@@ -53,7 +53,8 @@ class Engine:
         self.runner = Runner(model, self.pool, Sampler(config.vocab_size))
         spec = PoolSpec(
             name="p", geometry=geometry, num_blocks=num_blocks, model="m", model_fingerprint=bytes(32), device="cpu",
-            dtype=dtype, max_model_len=512, max_num_seqs=16, vocab_size=config.vocab_size, nonce=bytes(16),
+            dtype=dtype, max_model_len=512, max_num_seqs=limits.get("max_num_seqs", 16),
+            vocab_size=config.vocab_size, nonce=bytes(16),
         )  # fmt: skip
         self.state = KvState.create(bytearray(MetaLayout(spec).total_bytes), spec, 0)
         self.state.attach(SESSION, worker_id="w", endpoint="e", pid=1, start_time=1, now_ns=0)
@@ -148,7 +149,7 @@ class Engine:
             case Wait():
                 scheduler.wait(reply, self.clock)
             case Refused():
-                scheduler.refused(reply)
+                scheduler.refused(reply, self.clock)
             case Revoke():
                 scheduler.revoke(reply.sequence, reply.epoch, self.clock)
 

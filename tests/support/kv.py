@@ -1,6 +1,7 @@
 """A worker as the pool's state sees it: numbers its messages, keeps its float, answers nothing by itself."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import pytest
 
@@ -11,6 +12,7 @@ from kvmanager.messages import (
     Commit,
     CommitEntry,
     FinishReason,
+    Fork,
     Grant,
     Granted,
     Numbered,
@@ -66,6 +68,21 @@ def open_message(number: int, ids: Sequence[int], max_tokens: int = 8, **changes
         "request_id": f"request-{number}",
     }
     return OpenOrAdopt(**(values | changes))  # type: ignore[arg-type]
+
+
+def fork_message(number: int, **changes: object) -> Fork:
+    values: dict[str, object] = {
+        "parent": sequence_id(number),
+        "parent_epoch": 1,
+        "group": bytes(16),
+        "index": 1,
+        "request": b"request",
+        "max_tokens": 8,
+        "priority": 0,
+        "arrival_ns": 0,
+        "tenant": TENANT,
+    }
+    return Fork(**(values | changes))  # type: ignore[arg-type]
 
 
 class Worker:
@@ -128,6 +145,17 @@ class Worker:
             preempted=preempted,
             finish=finish,
         )
+
+    def fork(
+        self, number: int, parent: int, base: int, tokens: Sequence[int], max_tokens: int = 8, **terms: object
+    ) -> CommitEntry:
+        """The first entry of a sequence that has the parent's first `base` tokens, all of them computed. With one token
+        it has written nothing: finish it."""
+        epoch, size = self.open[parent][0], self.state.layout.block_size
+        shared = base // size if len(tokens) > 1 else -(-base // size)
+        self.open[number] = [1, base, base, shared]
+        fork = fork_message(parent, max_tokens=max_tokens, parent_epoch=epoch, arrival_ns=number, **terms)
+        return replace(self.entry(number, tokens), fork=fork)
 
     def commit(self, *entries: CommitEntry) -> Acked:
         reply = self.send(Commit(step=1, entries=entries))

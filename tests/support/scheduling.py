@@ -7,8 +7,10 @@ chunked, cached or preempted.
 import hashlib
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import replace
 
-from compute.plan import UNKNOWN, RowResult, StepPlan, StepResult, StepRow
+from compute.ledger import Held, Ledger
+from compute.plan import UNKNOWN, CopyOrder, RowResult, StepPlan, StepResult, StepRow
 from compute.request import Request, SamplingParams, StopRules
 from compute.scheduler import Limits, Outcome, Rejection, Scheduler, TokenEvent
 from kvmanager.layout import Geometry, MetaLayout, PoolSpec
@@ -19,6 +21,7 @@ from kvmanager.messages import (
     Granted,
     Numbered,
     Opened,
+    Refusal,
     Refused,
     Release,
     Reply,
@@ -34,9 +37,9 @@ EOS = 1
 STEP_NS = 10_000_000
 
 
-def next_token(history: Sequence[int], banned: frozenset[int] = frozenset()) -> int:
-    """The 'model': every token depends on all before it."""
-    digest = hashlib.sha256(bytes(history)).digest()
+def next_token(history: Sequence[int], banned: frozenset[int] = frozenset(), seed: int = 0) -> int:
+    """The 'model': every token depends on all before it, and on the seed."""
+    digest = hashlib.sha256(bytes(history) + (b"" if seed == 0 else seed.to_bytes(8))).digest()
     return next(byte % VOCAB for byte in digest if byte % VOCAB not in banned)
 
 
@@ -47,7 +50,8 @@ def expected_output(request: Request, max_model_len: int = 10_000) -> tuple[list
     forbidden = stop.stop_token_ids | {EOS}
     while True:
         output = len(tokens) - len(request.prompt)
-        token = next_token(tokens, forbidden if output < stop.min_tokens else frozenset())
+        banned = forbidden if output < stop.min_tokens else frozenset()
+        token = next_token(tokens, banned, request.sampling.seed)
         tokens.append(token)
         made = tokens[len(request.prompt) :]
         if token in stop.stop_token_ids:
@@ -74,6 +78,40 @@ def make_request(
         arrival_ns=number,
         client=b"gateway",
     )
+
+
+def make_group(first: int, n: int, prompt: Sequence[int] = (2, 3, 4), **asked: object) -> list[Request]:
+    """The n Submits of one request, numbered from `first`, each with its own seed."""
+    group = bytes([1]) * 8 + first.to_bytes(8, "big")
+    return [
+        replace(
+            make_request(first + index, prompt, **asked),  # type: ignore[arg-type]
+            group=group,
+            n=n,
+            index=index,
+            sampling=SamplingParams(seed=first + index),
+        )
+        for index in range(n)
+    ]
+
+
+class Slots:
+    """The KV of a pool: what the model wrote where. It reads every token's slot back."""
+
+    def __init__(self, num_blocks: int, block_size: int) -> None:
+        self.size = block_size
+        self.tokens: list[list[int | None]] = [[None] * block_size for _ in range(num_blocks)]
+
+    def copy(self, orders: Sequence[CopyOrder]) -> None:
+        for order in orders:
+            self.tokens[order.destination][: order.slots] = self.tokens[order.source][: order.slots]
+
+    def write(self, blocks: Sequence[int], start: int, token_ids: Sequence[int]) -> None:
+        for position, token in enumerate(token_ids, start):
+            self.tokens[blocks[position // self.size]][position % self.size] = token
+
+    def read(self, blocks: Sequence[int], length: int) -> list[int | None]:
+        return [self.tokens[blocks[i // self.size]][i % self.size] for i in range(length)]
 
 
 class Pair:
@@ -117,21 +155,23 @@ class Pair:
         if beside is None:
             self.state = KvState.create(bytearray(MetaLayout(spec).total_bytes), spec, 0)
             self.workers: dict[SessionId, Pair] = {}
+            self.slots = Slots(num_blocks, block_size)
         else:
-            self.state, self.workers = beside.state, beside.workers
+            self.state, self.workers, self.slots = beside.state, beside.workers, beside.slots
         self.session = SessionId(bytes([len(self.workers)]) * 16)
         self.workers[self.session] = self
         self.state.attach(self.session, worker_id="w", endpoint="e", pid=1, start_time=1, now_ns=0)
         self.scheduler = Scheduler(self.limits)
         self.now = 1_000_000_000
         self.number = 0
-        self.up: deque[tuple[int, Numbered, Sequence[TokenEvent]]] = deque()
+        self.up: deque[tuple[int, Numbered]] = deque()
         self.down: deque[tuple[int, Reply]] = deque()
-        self.sent: dict[int, tuple[Numbered, Sequence[TokenEvent]]] = {}
+        self.sent: dict[int, Numbered] = {}
+        self.ledger = Ledger()
         self.shown: list[TokenEvent] = []
         self.rejected: list[Rejection] = []
         self.plans: list[StepPlan] = []
-        self.refusals: list[object] = []
+        self.refusals: list[Refusal] = []
         self.max_float = 0
         self.failing: set[SequenceId] = set()  # their rows come back with an error
 
@@ -158,6 +198,9 @@ class Pair:
         return plan
 
     def _launch(self, plan: StepPlan) -> StepResult:
+        self.slots.copy(plan.copies)
+        for row in plan.rows:
+            self._write(row)
         results = [self._run(row) for row in plan.rows]
         pairs = zip(plan.rows, results, strict=True)
         self.drawn = {row.sequence: got.token_id for row, got in pairs if got.token_id is not None}
@@ -167,13 +210,24 @@ class Pair:
         assert len(row.blocks) * self.limits.block_size >= row.start + len(row.token_ids)
         if row.sequence in self.failing:
             return RowResult(error="not a number")
+        history = self._history(row)
+        assert self.slots.read(row.blocks, len(history)) == history, "the slots hold something else"
+        if not row.sample:
+            return RowResult()
+        draws = [(row.banned, row.sampling.seed), *((one.banned, one.sampling.seed) for one in row.forks)]
+        own, *forks = [RowResult(token_id=next_token(history, *draw)) for draw in draws]
+        return replace(own, forks=forks)
+
+    def _history(self, row: StepRow) -> list[int]:
         history = list(row.history)
         if row.token_ids == (UNKNOWN,):
             assert len(history) == row.start
-            history.append(self.drawn[row.sequence])
-        else:
-            assert history[row.start :] == list(row.token_ids)
-        return RowResult(token_id=next_token(history, row.banned) if row.sample else None)
+            history.append(self.drawn.get(row.sequence, 0))  # 0: its row failed
+        assert row.token_ids == (UNKNOWN,) or history[row.start :] == list(row.token_ids)
+        return history
+
+    def _write(self, row: StepRow) -> None:
+        self.slots.write(row.blocks, row.start, self._history(row)[row.start :])
 
     def _say(self, outcome: Outcome) -> None:
         if outcome.commit is not None:
@@ -186,14 +240,15 @@ class Pair:
 
     def _send(self, message: Numbered, events: Sequence[TokenEvent] = ()) -> None:
         self.number += 1
-        self.up.append((self.number, message, events))
+        self.ledger.sent(Held(self.number, message, events=events))
+        self.up.append((self.number, message))
 
     # ------------------------------------------------------------------------------------------- the link
 
     def deliver(self, up: int = 1000, down: int = 1000) -> None:
         for _ in range(min(up, len(self.up))):
-            number, message, events = self.up.popleft()
-            self.sent[number] = (message, events)
+            number, message = self.up.popleft()
+            self.sent[number] = message
             for outgoing in self.state.apply(self.session, number, message, self.now):
                 self.workers[outgoing.session].down.append((outgoing.number, outgoing.reply))
             self.max_float = max(self.max_float, self.state.counts().granted)
@@ -201,11 +256,13 @@ class Pair:
             self._hear(*self.down.popleft())
 
     def _hear(self, number: int, reply: Reply) -> None:
+        for shown in self.ledger.answered(number, reply.refusals if isinstance(reply, Acked) else ()):
+            self.shown.extend(shown.events)
+            self.rejected.extend(shown.rejections)
         match reply:
             case Acked():
-                message, events = self.sent[number]
+                message = self.sent[number]
                 self.refusals.extend(reply.refusals)
-                self.shown.extend(events)
                 assert isinstance(message, Commit | Release)
                 self.scheduler.acked(message, reply.refusals, reply.granted)
             case Granted() if number:

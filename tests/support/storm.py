@@ -1,6 +1,7 @@
 """Random but legal workers on one pool's state, with a ledger of who holds which block."""
 
 import random
+from dataclasses import replace
 
 from kvmanager.layout import Buffer
 from kvmanager.messages import BlockRef, FinishReason, Granted, Opened, Reply, Revoke, SequenceId, SessionId
@@ -27,7 +28,7 @@ class Storm:
         self.preempted: dict[int, Worker] = {}
         self.held: dict[SessionId, set[int]] = {}  # blocks a session may write
         self.content: dict[BlockRef, tuple[int, ...]] = {}  # sealed: all tokens up to the block's end
-        self.born = self.now = self.calls = self.revokes = self.hits = 0
+        self.born = self.now = self.calls = self.revokes = self.hits = self.forks = 0
 
     def run(self, calls: int) -> None:
         while self.calls < calls:
@@ -56,7 +57,9 @@ class Storm:
             return self.open(worker)
         if dice < 0.25:
             return self.give_back(worker)
-        if dice < 0.3:
+        if dice < 0.28:
+            return self.fork(worker, self.random.choice(mine))
+        if dice < 0.33:
             return self.end(self.random.choice(mine), preempt=self.random.random() < 0.5)
         return self.step(worker, self.random.choice(mine))
 
@@ -141,6 +144,37 @@ class Storm:
             self.tokens[number].append(token)
             self.sealed(worker, number)
         return None
+
+    def fork(self, worker: Worker, parent: int) -> None:
+        """A new sequence from some place behind the parent's prompt; now and then it ends at once."""
+        record = self.state._parts.sequences.by_id[sequence_id(parent)]
+        if record.kv_len < record.prompt_len:
+            return
+        base = self.random.randrange(record.prompt_len, record.kv_len + 1)
+        most = min(record.prompt_len + 12, SPEC.max_model_len) - base
+        if most < 2:
+            return
+        at_once = self.random.random() < 0.2
+        if not at_once and not worker.float:
+            self.ask(worker, 1 + self.random.randrange(3), self.random.random() < 0.8)
+        if parent not in self.owner or not (at_once or worker.float):
+            return
+        self.born += 1
+        number, tokens = self.born, [self.random.choice((1, 1, 2)) for _ in range(1 if at_once else 2)]
+        inherited = self.tokens[parent][:base]
+        entry = worker.fork(number, parent, base, tokens, most + base - record.prompt_len)
+        if at_once:
+            entry = replace(entry, finish=FinishReason.STOP)
+        refused = worker.commit(entry).refusals
+        self.listen(worker.unasked)
+        if refused:
+            assert "room" in refused[0].message
+            worker.float += entry.blocks
+            return
+        self.forks += 1
+        if not at_once:
+            self.owner[number], self.tokens[number] = worker, inherited + tokens
+            self.sealed(worker, number)
 
     def sealed(self, worker: Worker, number: int) -> None:
         """Full blocks hold what they hold, and are nobody's to write any more."""

@@ -328,7 +328,7 @@ class Commit(_message.Message):
     def __init__(self, step: _Optional[int] = ..., entries: _Optional[_Iterable[_Union[CommitEntry, _Mapping]]] = ...) -> None: ...
 
 class CommitEntry(_message.Message):
-    __slots__ = ("sequence", "epoch", "base_recorded", "base_kv", "token_ids", "kv_len", "blocks", "preempted", "finish", "stop_token_id", "forks", "copies_done")
+    __slots__ = ("sequence", "epoch", "base_recorded", "base_kv", "token_ids", "kv_len", "blocks", "preempted", "finish", "stop_token_id", "copies_done", "fork")
     SEQUENCE_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     BASE_RECORDED_FIELD_NUMBER: _ClassVar[int]
@@ -339,8 +339,8 @@ class CommitEntry(_message.Message):
     PREEMPTED_FIELD_NUMBER: _ClassVar[int]
     FINISH_FIELD_NUMBER: _ClassVar[int]
     STOP_TOKEN_ID_FIELD_NUMBER: _ClassVar[int]
-    FORKS_FIELD_NUMBER: _ClassVar[int]
     COPIES_DONE_FIELD_NUMBER: _ClassVar[int]
+    FORK_FIELD_NUMBER: _ClassVar[int]
     sequence: bytes
     epoch: int
     base_recorded: int
@@ -351,17 +351,33 @@ class CommitEntry(_message.Message):
     preempted: bool
     finish: _generate_pb2.FinishReason
     stop_token_id: int
-    forks: _containers.RepeatedCompositeFieldContainer[Fork]
     copies_done: int
-    def __init__(self, sequence: _Optional[bytes] = ..., epoch: _Optional[int] = ..., base_recorded: _Optional[int] = ..., base_kv: _Optional[int] = ..., token_ids: _Optional[bytes] = ..., kv_len: _Optional[int] = ..., blocks: _Optional[bytes] = ..., preempted: _Optional[bool] = ..., finish: _Optional[_Union[_generate_pb2.FinishReason, str]] = ..., stop_token_id: _Optional[int] = ..., forks: _Optional[_Iterable[_Union[Fork, _Mapping]]] = ..., copies_done: _Optional[int] = ...) -> None: ...
+    fork: Fork
+    def __init__(self, sequence: _Optional[bytes] = ..., epoch: _Optional[int] = ..., base_recorded: _Optional[int] = ..., base_kv: _Optional[int] = ..., token_ids: _Optional[bytes] = ..., kv_len: _Optional[int] = ..., blocks: _Optional[bytes] = ..., preempted: _Optional[bool] = ..., finish: _Optional[_Union[_generate_pb2.FinishReason, str]] = ..., stop_token_id: _Optional[int] = ..., copies_done: _Optional[int] = ..., fork: _Optional[_Union[Fork, _Mapping]] = ...) -> None: ...
 
 class Fork(_message.Message):
-    __slots__ = ("sequence", "index")
-    SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    __slots__ = ("parent", "parent_epoch", "group", "index", "request", "max_tokens", "priority", "arrival_ns", "tenant", "request_id")
+    PARENT_FIELD_NUMBER: _ClassVar[int]
+    PARENT_EPOCH_FIELD_NUMBER: _ClassVar[int]
+    GROUP_FIELD_NUMBER: _ClassVar[int]
     INDEX_FIELD_NUMBER: _ClassVar[int]
-    sequence: bytes
+    REQUEST_FIELD_NUMBER: _ClassVar[int]
+    MAX_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    PRIORITY_FIELD_NUMBER: _ClassVar[int]
+    ARRIVAL_NS_FIELD_NUMBER: _ClassVar[int]
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    parent: bytes
+    parent_epoch: int
+    group: bytes
     index: int
-    def __init__(self, sequence: _Optional[bytes] = ..., index: _Optional[int] = ...) -> None: ...
+    request: bytes
+    max_tokens: int
+    priority: int
+    arrival_ns: int
+    tenant: bytes
+    request_id: str
+    def __init__(self, parent: _Optional[bytes] = ..., parent_epoch: _Optional[int] = ..., group: _Optional[bytes] = ..., index: _Optional[int] = ..., request: _Optional[bytes] = ..., max_tokens: _Optional[int] = ..., priority: _Optional[int] = ..., arrival_ns: _Optional[int] = ..., tenant: _Optional[bytes] = ..., request_id: _Optional[str] = ...) -> None: ...
 
 class Release(_message.Message):
     __slots__ = ("rows", "blocks")
