@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from gateway.client import Client
+from holdfast.mix import mix
 from holdfast.v1 import generate_pb2 as pb
-from tests.e2e.conftest import Running
+from tests.e2e.conftest import Running, until
 
 OPENING = "Once upon a time there was a small fox named Pip who lived at the edge of a quiet wood with an old badger."
 
@@ -61,6 +62,29 @@ async def test_every_index_of_n_has_its_own_words_and_one_finish(service: Runnin
     assert sorted(finishes) == [0, 1, 2]
     assert len({tuple(tokens) for tokens in ids.values()}) == 3
     assert ids[0] == alone[1]
+
+
+async def test_n_indexes_compute_their_prompt_once_and_equal_separate_requests(service: Running) -> None:
+    n, prompt = (
+        16,
+        "The old badger counted his acorns and found that one of them was missing since the morning.",
+    )
+    before = int(service.worker().get("prompt_tokens", 0))
+    texts: dict[int, list[int]] = {}
+    finishes = []
+    async with Client(service.target) as client:
+        async for chunk in client.generate(prompt, max_tokens=20, n=n, seed=11, temperature=0.8):
+            texts.setdefault(chunk.index, []).extend(chunk.token_ids)
+            finishes += [chunk.finish] if chunk.finish else []
+        until(lambda: int(service.worker().get("prompt_tokens", 0)) > before)
+        await asyncio.sleep(0.5)  # two heartbeats
+        computed = int(service.worker()["prompt_tokens"]) - before
+        one = await collect(client, prompt, max_tokens=20, seed=mix(11, 5), temperature=0.8)
+    length = finishes[0].usage.prompt_tokens
+    assert computed in {length, 2 * length}  # a Submit may come too late for the first
+    assert sum(finish.usage.cached_tokens == length for finish in finishes) >= n - 2
+    assert texts[5] == one[1]
+    service.assert_clean()
 
 
 async def test_a_stop_string_ends_the_text_before_it(service: Running) -> None:

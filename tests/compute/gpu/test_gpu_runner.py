@@ -12,7 +12,7 @@ from compute.kernels.cuda import CudaKernels
 from compute.kernels.torch_cpu import TorchKernels
 from compute.model.decoder import Decoder
 from compute.model_config import ModelConfig
-from compute.plan import UNKNOWN, CopyOrder, RowResult, StepPlan, StepRow
+from compute.plan import UNKNOWN, CopyOrder, Draw, RowResult, StepPlan, StepRow
 from compute.request import SamplingParams
 from compute.runner import Runner
 from compute.sampler import Sampler
@@ -170,6 +170,21 @@ def test_rows_with_wishes_are_drawn_by_the_host_beside_plain_ones(
     assert got[1].logprob is not None
     assert got[1].logprob.rank == 1
     assert len(got[1].logprob.top) == 3
+
+
+def test_a_row_draws_the_first_tokens_of_those_who_fork_from_it(
+    gpu: GpuRunner, expected: list[list[int]]
+) -> None:
+    streams = opened(gpu)[:2]
+    heat = SamplingParams(temperature=1.5, seed=12345)
+    wishes = [Draw(SamplingParams(temperature=0.0)), Draw(heat), Draw(heat, logprobs=2)]
+    rows = [dataclasses.replace(streams[0].row(BLOCK), forks=wishes), streams[1].row(BLOCK)]
+    got = gpu.launch(StepPlan(0, rows))().rows
+    own = dataclasses.replace(streams[0].row(BLOCK), sampling=heat)
+    alone = gpu.launch(StepPlan(1, [own]))().rows[0].token_id
+    assert [one.token_id for one in got] == [expected[0][0], expected[1][0]]
+    assert [one.token_id for one in got[0].forks] == [expected[0][0], alone, alone]
+    assert got[0].forks[2].logprob is not None
 
 
 def test_a_row_that_is_not_a_number_fails_alone(gpu: GpuRunner, expected: list[list[int]]) -> None:
