@@ -9,7 +9,6 @@ driver picks the address and there are no guards. Owns the mapping, not the desc
 import os
 import weakref
 from collections.abc import Callable
-from types import TracebackType
 from typing import Any, Final, Protocol
 
 import torch
@@ -29,7 +28,7 @@ from kvmanager.gpu_memory import (
     nonce_at,
 )
 from kvmanager.layout import PoolLayout
-from kvmanager.mapping import PoolMapping, as_pool
+from kvmanager.mapping import Mapping, PoolMapping, as_pool
 
 GUARD: Final = GRANULE  # bytes of address space at each end
 
@@ -127,7 +126,7 @@ def cuda_bytes(memory: Memory, size: int) -> torch.Tensor:
     return data
 
 
-class GpuPoolMapping:
+class GpuPoolMapping(Mapping):
     """Maps a pool of `num_blocks` blocks on the GPU with UUID `device`, readable and writable.
 
     Mismatch if size or nonce are not those of the attachment, Unavailable where the driver refuses.
@@ -155,26 +154,7 @@ class GpuPoolMapping:
             memory = open_memory(driver or CudaDriver(), fd, allocation, (device, exporter, nonce))
         except DriverError as error:
             raise refused(device, exporter, error) from None
-        self._pool: torch.Tensor | None = as_pool(as_bytes(memory, pool_bytes), layout, num_blocks)
-
-    @property
-    def pool(self) -> torch.Tensor:
-        """All blocks, of shape `layout.shape(num_blocks)`."""
-        if self._pool is None:
-            raise ValueError("the pool mapping is closed")
-        return self._pool
-
-    def close(self) -> None:
-        """Gives up this view. The memory is unmapped when the last tensor made from it is gone."""
-        self._pool = None
-
-    def __enter__(self) -> "GpuPoolMapping":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
+        self._pool = as_pool(as_bytes(memory, pool_bytes), layout, num_blocks)
 
 
 def open_memory(driver: Driver, fd: int, allocation: int, wanted: tuple[str, str, bytes]) -> Memory:
