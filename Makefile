@@ -5,7 +5,7 @@ RUNTIME := .venv/.runtime
 DEV := .venv/.dev
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: setup demo up test test-full test-gpu lint bench proto docs clean
+.PHONY: setup demo up test test-full test-gpu lint bench figures proto docs clean
 
 setup: $(DEV)  ## everything, tools and transformers included
 
@@ -45,6 +45,10 @@ lint: $(DEV)
 
 bench: $(DEV)
 	$(BIN)/python -m benchmarks.serving
+
+figures: $(DEV)  ## the pictures of docs/techniques.md
+	$(PIP) --no-build-isolation -e '.[figures]'
+	$(BIN)/python -m benchmarks.figures
 
 proto: $(DEV)
 	$(BIN)/python tools/proto.py
