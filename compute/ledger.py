@@ -7,7 +7,7 @@ Pure. The daemon answers in the order of the numbers; an answer to n stands for 
 """
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from compute.scheduler import Rejection, TokenEvent
@@ -37,6 +37,7 @@ class Shown:
 class Ledger:
     def __init__(self) -> None:
         self._held: deque[Held] = deque()
+        self.number = 0  # of the last message
         self._void: set[SequenceId] = (
             set()
         )  # forks that were refused: nothing said of them counts until they open
@@ -44,8 +45,13 @@ class Ledger:
     def __len__(self) -> int:
         return len(self._held)
 
+    def __iter__(self) -> Iterator[Held]:
+        """What is not acknowledged, oldest first."""
+        return iter(self._held)
+
     def sent(self, held: Held) -> None:
         self._held.append(held)
+        self.number = held.number
         if isinstance(held.message, OpenOrAdopt):
             self._void.discard(held.message.sequence)
 

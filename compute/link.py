@@ -18,6 +18,7 @@ import structlog
 import zmq
 
 from compute.codec import encode_rejected, encode_tokens
+from compute.comeback import Comeback
 from compute.front import Front
 from compute.ledger import Held, Ledger, Shown
 from compute.mailbox import (
@@ -34,6 +35,7 @@ from compute.mailbox import (
     ToStep,
     Unasked,
 )
+from compute.reconcile import answer, by_sequence
 from compute.report import log_end
 from compute.request import Request
 from compute.scheduler import Outcome, Rejection, TokenEvent
@@ -43,9 +45,14 @@ from kvmanager.errors import KvError, Unavailable
 from kvmanager.messages import (
     Acked,
     Commit,
+    Fenced,
     FinishReason,
+    Grant,
+    Granted,
     Heartbeat,
+    Holdings,
     Numbered,
+    OpenOrAdopt,
     Release,
     Reply,
     SequenceId,
@@ -55,6 +62,14 @@ from kvmanager.messages import (
 HEARTBEAT_S: Final = 0.2
 
 log = structlog.get_logger()
+
+
+class Away(Enum):
+    """Whether there is a daemon to talk to."""
+
+    NO = "it is there"
+    GONE = "it is gone; another is waited for"
+    ASKING = "another is there; what it knows is asked"
 
 
 class End(Enum):
@@ -77,10 +92,15 @@ class Link:
         attachment: Attachment,
         worker: Worker,
         mail: tuple[Inbox[ToStep], Outbox[ToLink]],
+        *,
+        comeback: Comeback | None = None,
     ) -> None:
+        """Without `comeback` the daemon's end is this worker's."""
         self._front = front
         self._daemon = daemon
         self._attachment = attachment
+        self._comeback = comeback
+        self._away = Away.NO
         self._worker = worker
         self._inbox, self._outbox = mail
         self._ledger = Ledger()
@@ -100,6 +120,11 @@ class Link:
         """Drain and end; called again: end at once. For signal handlers."""
         self._asked += 1
         self._outbox.wake()
+
+    def close(self, linger_ms: int = 0) -> None:
+        """The connection to the daemon; what was sent and is not out yet has this much time."""
+        self._daemon.close(linger_ms)
+        self._attachment.close()
 
     def run(self, grace_s: float) -> End:
         """Until the end, and tells every open request about it."""
@@ -125,11 +150,12 @@ class Link:
 
     def _wait(self) -> None:
         """Sleeps until something arrives or the next heartbeat is due."""
-        self._poller.register(self._daemon.socket, self._daemon.events)
+        if self._away is not Away.GONE:
+            self._poller.register(self._daemon.socket, self._daemon.events)
         due = min(self._next_beat, self._drain_until or self._next_beat)
         ready = dict(self._poller.poll(max(0, int((due - time.monotonic()) * 1000) + 1)))
-        if self._attachment.fileno() in ready:
-            self._fail(End.DAEMON_GONE, Unavailable("the KV manager closed the attachment"))
+        if self._away is not Away.GONE and self._attachment.fileno() in ready:
+            self._lose_daemon()
 
     # ------------------------------------------------------------------------------------------- gateways
 
@@ -173,12 +199,66 @@ class Link:
 
     # -------------------------------------------------------------------------------------------- daemon
 
+    def _lose_daemon(self) -> None:
+        """Its end of the attachment closed: it died, and another comes; or it fenced us, and will say so."""
+        if self._comeback is None:
+            self._fail(End.DAEMON_GONE, Unavailable("the KV manager closed the attachment"))
+            return
+        log.warning("the KV manager is away", unacknowledged=len(self._ledger))
+        for source in (self._daemon.socket, self._attachment.fileno()):
+            self._poller.unregister(source)
+        self._daemon.close()
+        self._attachment.connection.close()  # its descriptors may be needed yet, to map the pool
+        self._away = Away.GONE
+        self._comeback.begin(self._attachment.session, self._outbox.wake)
+
+    def _come_back(self) -> None:
+        """What the thread that attaches again found."""
+        assert self._comeback is not None
+        found = self._comeback.take()
+        if isinstance(found, KvError):
+            self._fail(End.DAEMON_GONE, found)
+        elif found is not None:
+            self._attachment.close()
+            self._attachment, self._daemon = found, self._comeback.connect(found)
+            self._poller.register(found.fileno(), zmq.POLLIN)
+            self._away = Away.ASKING
+            self._daemon.ask_holdings()
+
     def _from_daemon(self) -> None:
+        if self._away is Away.GONE:
+            self._come_back()
+            return
         try:
             for number, reply in self._daemon.receive():
-                self._heard(number, reply)
+                if isinstance(reply, Holdings):
+                    self._reconcile(reply)
+                else:
+                    self._heard(number, reply)
         except KvError as error:
             self._fail(End.DAEMON_GONE, error)
+
+    def _reconcile(self, holdings: Holdings) -> None:
+        """The answers that the former daemon could not give, then everything that it never got, in the old order."""
+        held, applied = by_sequence(holdings), self._attachment.answer.number
+        again = []
+        for one in [one for one in self._ledger if one.number <= applied]:
+            if isinstance(one.message, OpenOrAdopt):
+                again.append(one.message)
+            self._heard(
+                one.number,
+                Granted(blocks=()) if isinstance(one.message, Grant) else answer(one.message, held),
+            )
+        self._inbox.put(Unasked(holdings))
+        self._away = Away.NO
+        for one in self._ledger:
+            number = self._daemon.send(one.message)
+            assert number == one.number, "a session's numbers have no gap"
+        for message in again:
+            self._send(message)
+        log.info(
+            "the KV manager is back", boot_epoch=self._attachment.boot_epoch, sent_again=len(self._ledger)
+        )
 
     def _heard(self, number: int, reply: Reply) -> None:
         acked = reply if isinstance(reply, Acked) else Acked()
@@ -192,13 +272,16 @@ class Link:
         for rejection in shown.rejections:
             self._reject(rejection)
         message = shown.held.message
-        if isinstance(message, Commit | Release):
+        if isinstance(message, Commit | Release | Fenced):
             self._inbox.put(Applied(message, acked))
         for refusal in acked.refusals:
             log.error("the KV manager refused", what=type(message).__name__, reason=refusal.message)
 
     def _send(self, message: Numbered, step: int = 0, events: Iterable[TokenEvent] = ()) -> None:
-        self._ledger.sent(Held(self._daemon.send(message), message, step, tuple(events)))
+        """Numbered and kept until it is acknowledged; while the daemon is away it goes out later."""
+        self._ledger.sent(Held(self._ledger.number + 1, message, step, tuple(events)))
+        if self._away is Away.NO:
+            self._daemon.send(message)
 
     # --------------------------------------------------------------------------------------- step thread
 
@@ -235,7 +318,8 @@ class Link:
         if now >= self._next_beat:
             self._next_beat = now + HEARTBEAT_S
             self._note_state()
-            self._daemon.heartbeat(heartbeat(self._worker))
+            if self._away is not Away.GONE:
+                self._daemon.heartbeat(heartbeat(self._worker))
 
     def _note_state(self) -> None:
         if self._state is WorkerState.WARMING and self._worker.state is WorkerState.READY:
@@ -254,7 +338,8 @@ class Link:
             self._end = End.AT_ONCE
         elif self._drained():
             self._end = End.DRAINED
-            self._daemon.heartbeat(replace(heartbeat(self._worker), state=WorkerState.DRAINING))
+            if self._away is not Away.GONE:
+                self._daemon.heartbeat(replace(heartbeat(self._worker), state=WorkerState.DRAINING))
         elif time.monotonic() >= self._drain_until:
             self._end = End.GRACE_OVER
 

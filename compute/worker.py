@@ -31,7 +31,17 @@ from compute.mailbox import (
 from compute.plan import StepPlan, StepResult
 from compute.scheduler import Outcome, Scheduler
 from kvmanager.errors import KvError
-from kvmanager.messages import Drain, Granted, Opened, Refused, Reply, Revoke, Wait, WorkerState
+from kvmanager.messages import (
+    Drain,
+    Granted,
+    Holdings,
+    Opened,
+    Refused,
+    Reply,
+    Revoke,
+    Wait,
+    WorkerState,
+)
 
 MAX_UNACKED: Final = 2048  # messages: more than 2 s of the fastest steps, less than the link's queue
 WARM_UP_S: Final = 5.0  # at most this long for blocks to warm up with
@@ -213,6 +223,8 @@ class Worker:
         match reply:
             case Granted():
                 self.scheduler.topped_up(reply)
+            case Holdings(blocks=blocks):
+                self.scheduler.reconcile(blocks)
             case Revoke(sequence=sequence, epoch=epoch):
                 self.scheduler.revoke(sequence, epoch, now_ns)
             case Drain():

@@ -3,12 +3,12 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from kvmanager.blocks import SEALED, BlockState
+from kvmanager.blocks import GRANTED, SEALED, BlockState
 from kvmanager.errors import Conflict, NotFound
-from kvmanager.messages import FinishReason, SequenceId, SessionId
+from kvmanager.messages import FinishReason, Holding, Holdings, SequenceId, SessionId
 from kvmanager.parts import Parts
 from kvmanager.sequences import Sequence
-from kvmanager.sessions import SessionState
+from kvmanager.sessions import Session, SessionState
 
 SECOND = 1e-9
 
@@ -92,6 +92,14 @@ class RecordView:
     prompt_len: int
     finish: FinishReason
     stop_token_id: int
+
+
+def holdings(parts: Parts, session: Session) -> Holdings:
+    own = [s for s in parts.sequences.by_id.values() if s.owner == session.holder]
+    return Holdings(
+        sequences=[Holding(s.id, s.epoch, s.recorded_len, s.finish) for s in own],
+        blocks=[parts.blocks.ref(block) for block in parts.blocks.held(session.holder, GRANTED)],
+    )
 
 
 def counts(parts: Parts) -> BlockCounts:

@@ -138,6 +138,12 @@ class Scheduler:
         """Blocks that came unasked, for a step that starved."""
         self._float.topped_up(granted.blocks)
 
+    def reconcile(self, blocks: ListLike[BlockRef]) -> None:
+        """The float as a daemon knows it that started anew."""
+        self._float.reconcile(blocks)
+        self._float.retry()
+        self._roster.waiting.retry()
+
     def revoke(self, sequence_id: SequenceId, epoch: int, now_ns: int) -> None:
         """Gives a row back at this boundary; the sequence is resumed with all its tokens."""
         sequence = self._roster.live.get(sequence_id)
@@ -151,15 +157,20 @@ class Scheduler:
         """The daemon applied one of our messages, but for the refused entries of a commit."""
         self._float.topped_up(granted)
         if isinstance(message, Release):
+            self._float.left(message.blocks)
             self._roster.waiting.retry()
             self._float.retry()
         elif isinstance(message, Commit):
             self._committed(message, refusals)
 
     def _committed(self, message: Commit, refusals: ListLike[Refusal]) -> None:
-        if any(entry.blocks for entry in message.entries):
-            self._float.retry()
         entries = {entry.sequence: entry for entry in message.entries} if refusals else {}
+        refused = {refusal.sequence for refusal in refusals}
+        for entry in message.entries:
+            if entry.blocks:
+                self._float.retry()
+                if entry.sequence not in refused:
+                    self._float.left(entry.blocks)
         for refusal in refusals:
             if refusal.sequence in entries:
                 self._roster.entry_refused(entries[refusal.sequence], refusal)
