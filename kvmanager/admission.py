@@ -10,7 +10,7 @@ from array import array
 
 from kvmanager.errors import Conflict, Invalid, KvError, PoolTooSmall, ResourceExhausted
 from kvmanager.layout import within
-from kvmanager.messages import Fork, Opened, OpenKind, OpenOrAdopt, Refused, Wait
+from kvmanager.messages import CopyOrder, Fork, Opened, OpenKind, OpenOrAdopt, Refused, Wait
 from kvmanager.parts import Parts
 from kvmanager.records import MAX_REQUEST_BYTES, MAX_REQUEST_ID_BYTES
 from kvmanager.sequences import Sequence, SequenceState
@@ -187,4 +187,11 @@ def opened(parts: Parts, sequence: Sequence, kind: OpenKind) -> Opened:
         cached_len=sequence.cached_len,
         blocks=[parts.blocks.ref(block) for block in parts.rows.blocks[sequence.row]],
         token_ids=list(sequence.tokens) if kind == OpenKind.YOURS else (),
+        copies=copies_of(parts, sequence),
     )
+
+
+def copies_of(parts: Parts, sequence: Sequence) -> tuple[CopyOrder, ...]:
+    """What is to be copied before the sequence's next step."""
+    copy, ref = parts.pending_copy(sequence), parts.blocks.ref
+    return () if copy is None else (CopyOrder(ref(copy.source), ref(copy.destination), copy.slots),)

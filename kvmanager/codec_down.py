@@ -5,9 +5,11 @@ from typing import Any, Final
 
 from holdfast.v1 import kvmanager_pb2 as pb
 from kvmanager.codec_fields import encode_error, few, member, sequence_id
-from kvmanager.errors import Unimplemented, from_code
+from kvmanager.errors import Invalid, from_code
 from kvmanager.messages import (
     Acked,
+    BlockRef,
+    CopyOrder,
     Drain,
     FinishReason,
     Granted,
@@ -57,11 +59,25 @@ def encode_opened(body: pb.Opened, message: Opened) -> None:
     body.recorded_len, body.kv_len, body.cached_len = message.recorded_len, message.kv_len, message.cached_len
     body.blocks, body.token_ids = pack_blocks(message.blocks), pack(message.token_ids)
     body.lost_len, body.alone = message.lost_len, message.alone
+    for source, destination, slots in message.copies:
+        body.copies.add(source=pack_blocks([source]), destination=pack_blocks([destination]), slots=slots)
+
+
+def decode_copy(body: pb.CopyOrder) -> CopyOrder:
+    source, destination = (
+        one_block(getattr(body, name), f"copies.{name}") for name in ("source", "destination")
+    )
+    return CopyOrder(source, destination, body.slots)
+
+
+def one_block(data: bytes, field: str) -> BlockRef:
+    blocks = unpack_blocks(data, field)
+    if len(blocks) != 1:
+        raise Invalid(f"{field}: {len(blocks)} blocks, expected 1", field=field)
+    return blocks[0]
 
 
 def decode_opened(body: pb.Opened) -> Opened:
-    if body.copies:
-        raise Unimplemented("copy orders: not built yet")
     return Opened(
         sequence=sequence_id(body.sequence),
         epoch=body.epoch,
@@ -73,6 +89,7 @@ def decode_opened(body: pb.Opened) -> Opened:
         token_ids=unpack_ids(body.token_ids, "token_ids"),
         lost_len=body.lost_len,
         alone=body.alone,
+        copies=tuple(map(decode_copy, few(body.copies, "copies"))),
     )
 
 

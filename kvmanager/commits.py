@@ -62,6 +62,7 @@ def judge(parts: Parts, session: Session, entry: CommitEntry) -> Sequence:
     judge_tokens(parts, sequence, entry)
     held = len(parts.rows.blocks[sequence.row]) if sequence.row >= 0 else 0
     judge_blocks(parts, session, sequence, entry, held)
+    judge_copies(parts, sequence, entry)
     if not entry.preempted:
         judge_kv(parts, sequence, entry, held)
     return sequence
@@ -130,6 +131,14 @@ def judge_kv(parts: Parts, sequence: Sequence, entry: CommitEntry, held: int) ->
         raise Invalid("a preempted sequence has no KV")
 
 
+def judge_copies(parts: Parts, sequence: Sequence, entry: CommitEntry) -> None:
+    """Nothing is computed on a tail whose begin is not copied yet."""
+    pending = parts.pending_copy(sequence) is not None
+    within("copies_done", entry.copies_done, 0, int(pending))
+    if pending and not entry.copies_done and not entry.preempted and entry.kv_len > sequence.kv_len:
+        raise Conflict("the sequence's copy order is not done")
+
+
 def fork_entry(parts: Parts, session: Session, entry: CommitEntry, room: Room, now_ns: int) -> None:
     """Judge a fork and its first entry, then store both."""
     assert entry.fork is not None
@@ -138,6 +147,7 @@ def fork_entry(parts: Parts, session: Session, entry: CommitEntry, room: Room, n
     held = parts.blocks_of(entry.kv_len) if ended else len(child.shared)
     judge_tokens(parts, child.sequence, entry)
     judge_blocks(parts, session, child.sequence, entry, held)
+    judge_copies(parts, child.sequence, entry)
     judge_kv(parts, child.sequence, entry, held)
     room.take(entry.base_recorded, len(child.request))
     if ended:
@@ -155,6 +165,8 @@ def apply_entry(parts: Parts, session: Session, sequence: Sequence, entry: Commi
         take_blocks(parts, session, sequence, [ref.id for ref in entry.blocks])
     if entry.token_ids:
         parts.sequences.append(sequence, entry.token_ids)
+    if entry.copies_done:
+        parts.end_copy(sequence, now_ns)
     if entry.preempted:
         parts.hold_row(sequence, SequenceState.PREEMPTED)
         parts.preemptions += 1

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from kvmanager import integrity_copies
 from kvmanager.blocks import FREE, GRANTED, QUARANTINED, SEALED, TAIL, BlockState
 from kvmanager.layout import Buffer, MetaLayout, MetaView
 from kvmanager.prefix import Hash, KeyChain, sha256
@@ -26,11 +27,12 @@ class Finding(NamedTuple):
 
 
 class Image(NamedTuple):
-    """A buffer's arrays and the references that its rows make."""
+    """A buffer's arrays and the references that its rows and its copy orders make."""
 
     layout: MetaLayout
     view: MetaView
-    refs: Any  # [num_blocks]
+    refs: Any  # [num_blocks]: rows that name it
+    reads: Any  # [num_blocks]: copy orders that read it
     keys: KeyChain
 
 
@@ -38,12 +40,13 @@ def check_buffer(buffer: Buffer, digest: Hash = sha256) -> list[Finding]:
     """Everything wrong in the metadata's records. Raises CorruptMetadata when the header itself is not readable."""
     layout = MetaLayout.from_header(buffer)
     view = layout.view(buffer)
-    image = Image(layout, view, np.zeros(layout.num_blocks, np.int64), KeyChain(layout.spec, digest))
+    counted = np.zeros((2, layout.num_blocks), np.int64)
+    image = Image(layout, view, counted[0], counted[1], KeyChain(layout.spec, digest))
     found = [*check_words(view), *check_sessions(view), *check_sequences(image), *check_row_records(image)]
     if found:
         return found  # what follows relies on these
     count_references(image)
-    return [*check_blocks(image), *check_chains(image), *check_rows(image)]
+    return [*check_blocks(image), *check_chains(image), *check_rows(image), *check_copies(image)]
 
 
 # ------------------------------------------------------------------------------------------------- records
@@ -86,6 +89,8 @@ def check_sequences(image: Image) -> Iterator[Finding]:
         requests.append((int(record["request_offset"]), int(record["request_bytes"]), name))
     yield from overlaps(tokens, layout.arena_tokens, "token")
     yield from overlaps(requests, layout.request_bytes, "request")
+    for name, message in integrity_copies.extent_faults(layout, image.view):
+        yield Finding("sequence", f"sequence {name}", message)
 
 
 def sequence_faults(image: Image, record: Any, slot: int) -> Iterator[str]:
@@ -167,17 +172,19 @@ def open_in(view: MetaView, sequence: int, row: Any) -> bool:
 def count_references(image: Image) -> None:
     for row in image.view.rows["sequence"].nonzero()[0].tolist():
         image.refs[image.view.entries[row, : int(image.view.rows[row]["length"])]] += 1
+    image.reads[:] = integrity_copies.reads(image.layout, image.view)
 
 
 def check_blocks(image: Image) -> Iterator[Finding]:
-    records, refs, sessions = image.view.blocks, image.refs.tolist(), image.view.sessions["state"].tolist()
+    records, sessions = image.view.blocks, image.view.sessions["state"].tolist()
+    refs, reads = image.refs.tolist(), image.reads.tolist()
     for block, (state, indexed, holder) in enumerate(
         zip(records["state"].tolist(), records["indexed"].tolist(), records["holder"].tolist(), strict=True)
     ):
-        for kind, message in block_faults(state, indexed, refs[block]):
+        for kind, message in block_faults(state, indexed, refs[block], reads[block]):
             yield Finding(kind, f"block {block}", message)
         held_by = sessions[holder - 1] if 0 < holder <= len(sessions) else 0
-        wanted = HOLDERS.get(state, 0)
+        wanted = 0 if state == QUARANTINED and not holder and reads[block] else HOLDERS.get(state, 0)
         if held_by != wanted or (holder and not wanted):
             yield Finding(
                 "state", f"block {block}", f"{name_of(state)}, but its holder {holder} is not as it should be"
@@ -187,15 +194,15 @@ def check_blocks(image: Image) -> Iterator[Finding]:
 HOLDERS = {GRANTED: SessionState.ALIVE, TAIL: SessionState.ALIVE, QUARANTINED: SessionState.LOST}
 
 
-def block_faults(state: int, indexed: int, refs: int) -> Iterator[tuple[str, str]]:
-    """What contradicts itself in one block's record and the rows that name it."""
+def block_faults(state: int, indexed: int, refs: int, reads: int) -> Iterator[tuple[str, str]]:
+    """What contradicts itself in one block's record, the rows that name it and the copy orders that read it."""
     if state > QUARANTINED:
         yield "state", f"unknown state {state}"
     elif state in (FREE, GRANTED, QUARANTINED) and refs:
         yield "refcount", f"{name_of(state)}, but {refs} rows name it"
     elif state == TAIL and refs != 1:
         yield ("refcount", f"{refs} rows name a tail") if refs else ("leak", "a tail that no row names")
-    elif state == SEALED and not refs and not indexed:
+    elif state == SEALED and not refs and not reads and not indexed:
         yield "leak", "sealed, but neither a row nor a look-up can find it"
     if indexed not in (0, 1) or (indexed and state != SEALED):
         yield "index", f"indexed {indexed} while {name_of(state)}"
@@ -203,6 +210,11 @@ def block_faults(state: int, indexed: int, refs: int) -> Iterator[tuple[str, str
 
 def name_of(state: int) -> str:
     return BlockState(state).name.lower() if state <= QUARANTINED else f"state {state}"
+
+
+def check_copies(image: Image) -> Iterator[Finding]:
+    for name, message in integrity_copies.order_faults(image.view):
+        yield Finding("sequence", f"sequence {name}", message)
 
 
 def check_chains(image: Image) -> Iterator[Finding]:

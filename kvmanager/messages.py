@@ -20,6 +20,14 @@ class BlockRef(NamedTuple):
     generation: int
 
 
+class CopyOrder(NamedTuple):
+    """The first `slots` slots of `source` are to be copied to `destination`, before the step that needs them."""
+
+    source: BlockRef
+    destination: BlockRef
+    slots: int
+
+
 class FinishReason(IntEnum):
     """As holdfast.v1.FinishReason; NONE while the sequence runs."""
 
@@ -103,6 +111,7 @@ class CommitEntry:
     preempted: bool = False
     finish: FinishReason = FinishReason.NONE
     stop_token_id: int = 0
+    copies_done: int = 0
     fork: Fork | None = None
 
 
@@ -185,6 +194,7 @@ class Opened:
     token_ids: Sequence[int] = ()
     lost_len: int = 0
     alone: bool = False
+    copies: Sequence[CopyOrder] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

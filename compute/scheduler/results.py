@@ -28,6 +28,7 @@ def commit_entry(  # noqa: PLR0917 - what a row gave
         blocks=taken,
         finish=finish,
         stop_token_id=token_id if token_id is not None and finish in BY_TOKEN else 0,
+        copies_done=sequence.take_copied(),
         fork=fork_of(sequence) if sequence.drawn is not None else None,
     )
 

@@ -98,7 +98,7 @@ class Scheduler:
         length = len(sequence.tokens)
         if opened.kind is OpenKind.ADOPTED or opened.recorded_len != length or opened.kv_len >= length:
             raise KvError(f"a row for {opened.recorded_len} tokens was opened, asked for {length}")
-        sequence.opened(opened.epoch, opened.kv_len, opened.cached_len, [block.id for block in opened.blocks])
+        sequence.opened(opened)
         self._roster.run(sequence)
         if sequence.canceled is not None:
             self._roster.end(sequence, sequence.canceled)

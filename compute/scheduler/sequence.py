@@ -6,13 +6,12 @@ on its way: of steps launched and not done; `ahead`: tokens that those steps dra
 remaining == 1: the next step decodes it; more: a prefill chunk (prompt, or everything again after a preemption)
 """
 
-from collections.abc import Sequence as ListLike
 from enum import Enum
 
 from compute.plan import CopyOrder, Draw, Logprob, RowResult, StepRow
 from compute.request import Request
 from compute.scheduler.outcome import Ended
-from kvmanager.messages import FinishReason, OpenOrAdopt, SequenceRef
+from kvmanager.messages import FinishReason, Opened, OpenOrAdopt, SequenceRef
 
 OrderKey = tuple[int, int, int]
 
@@ -33,6 +32,7 @@ class Sequence:
         "block_ids",
         "cached_len",
         "canceled",
+        "copied",
         "drawing",
         "drawn",
         "epoch",
@@ -57,6 +57,7 @@ class Sequence:
         "stalled_ns",
         "stalled_since_ns",
         "tokens",
+        "uncopied",
     )
 
     def __init__(self, request: Request, serial: int, eos_ids: frozenset[int]) -> None:
@@ -72,6 +73,8 @@ class Sequence:
         self.epoch = 0
         self.kv_len = self.launched_len = self.ahead = 0
         self.block_ids: list[int] = []
+        self.uncopied: list[CopyOrder] = []  # its next step begins with these copies
+        self.copied = 0  # those of steps on their way: the next commit tells them
         self.cached_len = 0
         self.prompt_logprobs: list[Logprob] = []
         self.preemptions = 0
@@ -162,20 +165,23 @@ class Sequence:
             request_id=request.request_id,
         )
 
-    def opened(self, epoch: int, kv_len: int, cached_len: int, block_ids: ListLike[int]) -> None:
-        assert kv_len < len(self.tokens), "a hit never covers the last token"
+    def opened(self, opened: Opened) -> None:
+        assert opened.kv_len < len(self.tokens), "a hit never covers the last token"
         if not self.recorded:
-            self.cached_len = cached_len
+            self.cached_len = opened.cached_len
         self.recorded = True
-        self.epoch = epoch
-        self.kv_len = self.launched_len = kv_len
-        self.block_ids = list(block_ids)
+        self.epoch = opened.epoch
+        self.kv_len = self.launched_len = opened.kv_len
+        self.block_ids = [block.id for block in opened.blocks]
+        self.uncopied = [CopyOrder(one.source.id, one.destination.id, one.slots) for one in opened.copies]
+        self.copied = 0
 
     def preempted(self, now_ns: int) -> None:
         self.phase = Phase.WAITING
         self.settling = True
         self.kv_len = self.launched_len = self.ahead = 0
         self.block_ids = []
+        self.uncopied, self.copied = [], 0
         self.prompt_logprobs = []
         self.preemptions += 1
         if self.first_step_ns is not None:
@@ -208,6 +214,17 @@ class Sequence:
         if self.stalled_since_ns is not None:
             self.stalled_ns += now_ns - self.stalled_since_ns
             self.stalled_since_ns = None
+
+    def take_copies(self) -> list[CopyOrder]:
+        """Those that the step being built begins with."""
+        copies, self.uncopied = self.uncopied, []
+        self.copied += len(copies)
+        return copies
+
+    def take_copied(self) -> int:
+        """How many copies the entry being built tells."""
+        copied, self.copied = self.copied, 0
+        return copied
 
     def append(self, token_id: int, now_ns: int) -> None:
         self.tokens.append(token_id)
