@@ -17,12 +17,13 @@ from kvmanager.messages import Acked, Commit, Numbered, OpenOrAdopt, Refusal, Se
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """One message on its way. `step` and `events`: what its acknowledgement lets out."""
+    """One message on its way. `step`, `events` and `rejections`: what its acknowledgement lets out."""
 
     number: int
     message: Numbered
     step: int = 0
     events: Sequence[TokenEvent] = ()
+    rejections: Sequence[Rejection] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +71,7 @@ class Ledger:
         if refused and isinstance(held.message, Commit):
             forks = {entry.sequence for entry in held.message.entries if entry.fork is not None}
             self._void |= forks & refused.keys()
-        events, rejections = [], []
+        events, rejections = [], list(held.rejections)
         for event in held.events:
             if event.sequence in self._void:
                 if event.finish and not event.token_ids:

@@ -94,8 +94,10 @@ class Link:
         mail: tuple[Inbox[ToStep], Outbox[ToLink]],
         *,
         comeback: Comeback | None = None,
+        gateway_ttl_s: float = 60.0,
     ) -> None:
-        """Without `comeback` the daemon's end is this worker's."""
+        """Without `comeback` the daemon's end is this worker's. A gateway that is gone has `gateway_ttl_s` to be
+        replaced before its sequences end."""
         self._front = front
         self._daemon = daemon
         self._attachment = attachment
@@ -105,6 +107,8 @@ class Link:
         self._inbox, self._outbox = mail
         self._ledger = Ledger()
         self._owners: dict[SequenceId, bytes] = {}
+        self._unheard: dict[bytes, float] = {}  # gateways that are gone → until when their sequences run
+        self._gateway_ttl_s = gateway_ttl_s
         self._drain_until: float | None = None
         self._end: End | None = None
         self.error: BaseException | None = None  # with DAEMON_GONE and CRASHED: what happened
@@ -167,35 +171,52 @@ class Link:
                 self._inbox.put(message)
 
     def _submit(self, request: Request) -> None:
-        """A sequence that is live already is the same message again: ignored."""
-        if request.sequence not in self._owners:
-            self._owners[request.sequence] = request.client
+        """The newest gateway that submits a sequence is told of it (rule 15)."""
+        known = self._owners.get(request.sequence)
+        self._owners[request.sequence] = request.client
+        self._unheard.pop(request.client, None)
+        if known is None or known != request.client:
             self._inbox.put(Submitted(request))
 
     def _show(self, step: int, events: Iterable[TokenEvent]) -> None:
         """One Tokens message for each gateway."""
         by_client = defaultdict(list)
         for event in events:
-            if event.sequence in self._owners:
-                by_client[event.client].append(event)
+            owner = self._owners.get(event.sequence)
+            if owner is not None:
+                by_client[owner].append(event)
             if event.finish:
                 self._owners.pop(event.sequence, None)
         for client, own in by_client.items():
-            if not all(self._front.send(client, frame) for frame in encode_tokens(step, own)):
+            if client not in self._unheard and not all(
+                self._front.send(client, frame) for frame in encode_tokens(step, own)
+            ):
                 self._lost(client)
 
     def _reject(self, rejection: Rejection) -> None:
         client = self._owners.pop(rejection.sequence, None)
-        if client is not None and not self._front.send(client, encode_rejected(rejection)):
+        if (
+            client is not None
+            and client not in self._unheard
+            and not self._front.send(client, encode_rejected(rejection))
+        ):
             self._lost(client)
 
     def _lost(self, client: bytes) -> None:
-        """Nobody reads what its sequences would give."""
-        orphans = [sequence for sequence, owner in self._owners.items() if owner == client]
-        log.warning("a gateway is gone", gateway=client.hex()[:8], canceled=len(orphans))
-        for sequence in orphans:
-            del self._owners[sequence]
-            self._inbox.put(Canceled(sequence, FinishReason.CANCELLED))
+        """Nobody reads what its sequences give. It is recorded all the same, for another gateway (rule 15)."""
+        log.warning("a gateway is gone", gateway=client.hex()[:8], its_sequences=len(self._of(client)))
+        self._unheard[client] = time.monotonic() + self._gateway_ttl_s
+
+    def _of(self, client: bytes) -> list[SequenceId]:
+        return [sequence for sequence, owner in self._owners.items() if owner == client]
+
+    def _end_unheard(self, now: float) -> None:
+        """Sequences that nobody has asked for in time."""
+        for client in [client for client, until in self._unheard.items() if until <= now]:
+            del self._unheard[client]
+            for sequence in self._of(client):
+                del self._owners[sequence]
+                self._inbox.put(Canceled(sequence, FinishReason.CANCELLED))
 
     # -------------------------------------------------------------------------------------------- daemon
 
@@ -277,9 +298,15 @@ class Link:
         for refusal in acked.refusals:
             log.error("the KV manager refused", what=type(message).__name__, reason=refusal.message)
 
-    def _send(self, message: Numbered, step: int = 0, events: Iterable[TokenEvent] = ()) -> None:
+    def _send(
+        self,
+        message: Numbered,
+        step: int = 0,
+        events: Iterable[TokenEvent] = (),
+        rejections: Iterable[Rejection] = (),
+    ) -> None:
         """Numbered and kept until it is acknowledged; while the daemon is away it goes out later."""
-        self._ledger.sent(Held(self._ledger.number + 1, message, step, tuple(events)))
+        self._ledger.sent(Held(self._ledger.number + 1, message, step, tuple(events), tuple(rejections)))
         if self._away is Away.NO:
             self._daemon.send(message)
 
@@ -306,6 +333,11 @@ class Link:
             self._show(self._worker.scheduler.progress.step, outcome.events)
         if outcome.release is not None:
             self._send(outcome.release)
+        for ref, rejection in ((one.ref, one.rejection) for one in outcome.handed_over):
+            if ref.epoch:
+                self._send(Fenced(sequence=ref.sequence, epoch=ref.epoch), rejections=(rejection,))
+            else:
+                self._reject(rejection)  # the daemon has no record of it
         for rejection in outcome.rejections:
             self._reject(rejection)
         for ended in outcome.ended:
@@ -317,6 +349,7 @@ class Link:
         now = time.monotonic()
         if now >= self._next_beat:
             self._next_beat = now + HEARTBEAT_S
+            self._end_unheard(now)
             self._note_state()
             if self._away is not Away.GONE:
                 self._daemon.heartbeat(heartbeat(self._worker))
@@ -359,7 +392,7 @@ class Link:
 
     def _tell_all(self, end: End) -> None:
         """Nobody is left without an answer."""
-        failed: KvError = KvError(end.value) if end is End.CRASHED else Unavailable(end.value)
+        failed = Unavailable(end.value)  # another worker may adopt them
         for sequence, client in list(self._owners.items()):
             self._reject(
                 Rejection(sequence=sequence, client=client, code=failed.code, message=failed.message)
@@ -380,6 +413,8 @@ def heartbeat(worker: Worker) -> Heartbeat:
         steps_waited=progress.steps_waited,
         wait_p99_ms=progress.wait_p99_ms,
         preemptions=progress.preemptions,
+        replayed=progress.replayed,
+        reprefilled=progress.reprefilled,
         prompt_tokens=progress.prompt_tokens,
         generation_tokens=progress.generation_tokens,
     )

@@ -142,7 +142,8 @@ def run(
     comeback = Comeback(
         context, settings.sockets, attachment.spec, attachment.nonce, settings.reattach_timeout
     )
-    link = Link(front, daemon, attachment, worker, (inbox, outbox), comeback=comeback)
+    mail, ttl = (inbox, outbox), settings.gateway_ttl
+    link = Link(front, daemon, attachment, worker, mail, comeback=comeback, gateway_ttl_s=ttl)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, stopper(link))
     worker.start()

@@ -34,10 +34,12 @@ from kvmanager.errors import KvError
 from kvmanager.messages import (
     Drain,
     Granted,
+    Handover,
     Holdings,
     Opened,
     Refused,
     Reply,
+    Resume,
     Revoke,
     Wait,
     WorkerState,
@@ -180,8 +182,10 @@ class Worker:
             self._outbox.put(Orders(orders))
 
     def _say(self, outcome: Outcome) -> None:
-        self._unacked += (outcome.commit is not None) + (outcome.release is not None)
-        if outcome.commit or outcome.release or outcome.events or outcome.rejections or outcome.ended:
+        told = sum(1 for one in outcome.handed_over if one.ref.epoch)
+        self._unacked += (outcome.commit is not None) + (outcome.release is not None) + told
+        said = outcome.commit or outcome.release or outcome.events or outcome.rejections or outcome.ended
+        if said or outcome.handed_over:
             self._outbox.put(outcome)
 
     # -------------------------------------------------------------------------------------------- in
@@ -229,6 +233,13 @@ class Worker:
                 self.scheduler.revoke(sequence, epoch, now_ns)
             case Drain():
                 self._drain()
+            case Handover():
+                self._drain()
+                self.scheduler.hand_over()
+            case Resume():
+                self.state = WorkerState.READY
+                self.scheduler.resume()
+                self._outbox.wake()
             case _:
                 raise KvError(f"the daemon sent {type(reply).__name__} unasked")
 

@@ -59,7 +59,7 @@ class Daemon:
         self.settings, self.keeper = settings, keeper
         self.stopping = self._busy = self._behind = False
         self._beat_at = self._expire_at = time.monotonic()
-        self._ttl_ns = int(settings.record_ttl * 1e9)
+        self._ttl_ns, self._orphan_ttl_ns = int(settings.record_ttl * 1e9), int(settings.orphan_ttl * 1e9)
         self.loop = Loop()
         self.watch = Watch(time.monotonic_ns())
         gpus = GpuAllocators(self._beating, allocator)
@@ -86,6 +86,7 @@ class Daemon:
         own: dict[str, Callable[[Any], Any]] = {
             "snapshot": self.view.snapshot,
             "read_record": self.view.read_record,
+            "find_request": self.view.find_request,
         }
         return {**admin, **own, "delete_pool": self._delete_pool}
 
@@ -142,7 +143,7 @@ class Daemon:
         if now >= self._expire_at:
             self._expire_at = now + EXPIRE_S
             for pool in self.pools:
-                pool.state.expire(time.monotonic_ns(), self._ttl_ns)
+                pool.state.expire(time.monotonic_ns(), self._ttl_ns, self._orphan_ttl_ns)
 
     def _beat(self) -> None:
         """To the keeper; also between the slices of a long allocation, which SIGTERM ends."""

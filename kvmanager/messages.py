@@ -83,6 +83,7 @@ class OpenOrAdopt:
     tenant: bytes
     bypass_prefix: bool = False
     request_id: str = ""
+    prompt_len: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -165,9 +165,11 @@ class KvState:
 
     # ----------------------------------------------------------------------------------- housekeeping
 
-    def expire(self, now_ns: int, ttl_ns: int = RECORD_TTL_NS) -> int:
-        """Forget records that finished longer than `ttl_ns` ago; how many."""
-        count = endings.expire(self._parts, self._tick(now_ns) - ttl_ns)
+    def expire(self, now_ns: int, ttl_ns: int = RECORD_TTL_NS, orphan_ttl_ns: int = RECORD_TTL_NS) -> int:
+        """Forget records that finished longer than `ttl_ns` ago; how many. Orphans end after `orphan_ttl_ns`."""
+        now = self._tick(now_ns)
+        endings.abandon(self._parts, now - orphan_ttl_ns, now)
+        count = endings.expire(self._parts, now - ttl_ns)
         self._parts.store.commit()
         return count
 
@@ -222,8 +224,17 @@ class KvState:
         return self._parts.preemptions
 
     @property
+    def adoptions(self) -> int:
+        return self._parts.adoptions
+
+    @property
+    def orphans(self) -> int:
+        """Live sequences without a worker."""
+        return len(self._parts.sequences.orphans)
+
+    @property
     def live_sequences(self) -> int:
-        """Open and preempted ones."""
+        """Open and preempted ones, and orphans."""
         return len(self._parts.sequences.by_id) - len(self._parts.sequences.finished)
 
     @property
@@ -255,6 +266,10 @@ class KvState:
     def describe_sequence(self, prefix: str, now_ns: int | None = None) -> views.SequenceInfo:
         """By a unique hexadecimal prefix of its id. Raises NotFound or Conflict."""
         return views.describe_sequence(self._parts, prefix, self._tick(now_ns or 0))
+
+    def find_request(self, request_id: str, tenant: bytes) -> list[views.FoundView]:
+        """The records of one request of one tenant, of its latest group."""
+        return views.find_request(self._parts, request_id, tenant)
 
     def read_record(self, sequence: SequenceId, from_: int = 0) -> views.RecordView:
         """The tokens recorded from position `from_` on. Raises NotFound."""
