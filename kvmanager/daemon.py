@@ -24,6 +24,7 @@ from kvmanager import fds
 from kvmanager.admin import HANDLERS
 from kvmanager.attachments import Attachments
 from kvmanager.config import KvManagerSettings
+from kvmanager.draining import Draining
 from kvmanager.errors import Conflict, NotFound
 from kvmanager.gpu_pools import MODULE, GpuAllocators
 from kvmanager.keeper_link import KeeperBusyError, KeeperError, KeeperLink
@@ -88,7 +89,9 @@ class Daemon:
             "read_record": self.view.read_record,
             "find_request": self.view.find_request,
         }
-        return {**admin, **own, "delete_pool": self._delete_pool}
+        moves = Draining(self.workers, self.server)
+        own |= {"drain": moves.drain, "undrain": moves.undrain, "delete_pool": self._delete_pool}
+        return {**admin, **own}
 
     def _ask_admin(self, handler: Callable[[Any, Any], Any], request: Any) -> Any:
         with self._beating():
