@@ -120,6 +120,8 @@ def pool_info(pool: PoolView) -> pb.PoolInfo:
         sequences=state.live_sequences,
         tokens_held=state.tokens_held,
         exporter=spec.exporter,
+        orphans=pool.state.orphans,
+        adoptions=pool.state.adoptions,
     )
 
 

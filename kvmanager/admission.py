@@ -3,14 +3,15 @@
     0 ......... cached_len ............ len(token_ids) ............ prompt_len + max_tokens
     [ cached blocks ][ to be computed: from the float ][ output: never reserved in blocks, but in the token arena ]
 
-Adopting another worker's sequence is not built: its owner's end closes it.
+A sequence whose worker is gone is adopted (`orphans`): it comes before all that is new.
 """
 
 from array import array
 
 from kvmanager.errors import Conflict, Invalid, KvError, PoolTooSmall, ResourceExhausted
 from kvmanager.layout import within
-from kvmanager.messages import Fork, Opened, OpenKind, OpenOrAdopt, Refused, Wait
+from kvmanager.messages import CopyOrder, Fork, Opened, OpenKind, OpenOrAdopt, Refused, Wait
+from kvmanager.orphans import adopt, lacks_fresh, own
 from kvmanager.parts import Parts
 from kvmanager.records import MAX_REQUEST_BYTES, MAX_REQUEST_ID_BYTES
 from kvmanager.sequences import Sequence, SequenceState
@@ -26,7 +27,7 @@ def open_sequence(
         known = parts.sequences.by_id.get(message.sequence)
         if known is None:
             return open_new(parts, session, message, now_ns)
-        return reopen(parts, session, known, message)
+        return reopen(parts, session, known, message, now_ns)
     except KvError as error:
         return Refused(
             sequence=message.sequence, code=error.code, message=error.message, details=error.details
@@ -38,6 +39,7 @@ def validate(parts: Parts, message: OpenOrAdopt) -> None:
     spec = parts.spec
     validate_terms(parts, message)
     within("sequence bytes", len(message.sequence), 16, 16)
+    within("prompt_len", message.prompt_len, 0, len(message.token_ids))
     within("token_ids length", len(message.token_ids), 1, spec.max_model_len)
     within("token id", max(message.token_ids), 0, spec.vocab_size - 1)
     within("token id", min(message.token_ids), 0, spec.vocab_size - 1)
@@ -57,7 +59,8 @@ def validate_terms(parts: Parts, message: OpenOrAdopt | Fork) -> None:
 
 def open_new(parts: Parts, session: Session, message: OpenOrAdopt, now_ns: int) -> Opened | Wait:
     """A sequence that nobody knew."""
-    capacity = capacity_of(parts, len(message.token_ids), message.max_tokens)
+    capacity = capacity_of(parts, message.prompt_len or len(message.token_ids), message.max_tokens)
+    within("token_ids length", len(message.token_ids), 1, capacity)
     sequence = Sequence(
         id=message.sequence,
         group=message.group,
@@ -70,7 +73,8 @@ def open_new(parts: Parts, session: Session, message: OpenOrAdopt, now_ns: int) 
         arrival_ns=message.arrival_ns,
         opened_ns=now_ns,
         bypass_prefix=message.bypass_prefix,
-        prompt_len=len(message.token_ids),
+        prompt_len=message.prompt_len or len(message.token_ids),
+        stepped=False,
         tokens=array("I", message.token_ids),
     )
     hits = find_prefix(parts, sequence)
@@ -82,10 +86,14 @@ def open_new(parts: Parts, session: Session, message: OpenOrAdopt, now_ns: int) 
     return opened(parts, sequence, OpenKind.NEW)
 
 
-def reopen(parts: Parts, session: Session, known: Sequence, message: OpenOrAdopt) -> Opened | Wait:
-    """A sequence with a record: yours already, or yours again after a preemption."""
+def reopen(
+    parts: Parts, session: Session, known: Sequence, message: OpenOrAdopt, now_ns: int
+) -> Opened | Wait:
+    """A sequence with a record: yours already, yours again after a preemption, or yours after another's end."""
     if known.state == SequenceState.FINISHED:
         raise Conflict("the sequence is finished", finish=known.finish.name)
+    if known.state == SequenceState.ORPHANED:
+        return take_over(parts, session, known, message, now_ns)
     if known.owner != session.holder:
         raise Conflict("another worker runs the sequence")
     if known.state == SequenceState.OPEN:
@@ -94,6 +102,38 @@ def reopen(parts: Parts, session: Session, known: Sequence, message: OpenOrAdopt
         raise Invalid(
             "token_ids differ from the recorded ones", field="token_ids", recorded=known.recorded_len
         )
+    return resume(parts, session, known, message, OpenKind.RESUMED)
+
+
+def take_over(
+    parts: Parts, session: Session, known: Sequence, message: OpenOrAdopt, now_ns: int
+) -> Opened | Wait:
+    """Adopt a sequence that has no worker; one without KV begins anew, from the cache."""
+    common = min(len(message.token_ids), known.recorded_len)
+    if array("I", message.token_ids)[:common] != known.tokens[:common] or common < known.prompt_len:
+        raise Invalid(
+            "token_ids differ from the recorded ones", field="token_ids", recorded=known.recorded_len
+        )
+    if known.deaths and any(suspect(other, session) for other in parts.sequences.open.values()):
+        return Wait(sequence=known.id, needed_blocks=0, available_blocks=0)  # suspects run alone, one by one
+    if known.row < 0:
+        return resume(parts, session, known, message, OpenKind.ADOPTED)
+    wait = lacks_fresh(parts, known)
+    if wait:
+        return wait
+    adopt(parts, session, known, now_ns)
+    return opened(parts, known, OpenKind.ADOPTED)
+
+
+def suspect(sequence: Sequence, session: Session) -> bool:
+    """Whether workers died of it, perhaps, and this session has not shown yet that it is harmless."""
+    return sequence.deaths > 0 and not sequence.stepped and sequence.owner == session.holder
+
+
+def resume(
+    parts: Parts, session: Session, known: Sequence, message: OpenOrAdopt, kind: OpenKind
+) -> Opened | Wait:
+    """Give a sequence without a row a new one, which begins with what is cached of it."""
     known.bypass_prefix = message.bypass_prefix  # what is still to be computed decides, not how it began
     hits = find_prefix(parts, known)
     wait = lacks_blocks(parts, session, known, hits)
@@ -102,10 +142,12 @@ def reopen(parts: Parts, session: Session, known: Sequence, message: OpenOrAdopt
     if not parts.rows.unused:
         raise ResourceExhausted("all table rows are taken", rows=len(parts.rows.blocks))
     known.epoch += 1
+    if kind == OpenKind.ADOPTED:
+        own(parts, session, known)
     known.state = SequenceState.OPEN
     parts.sequences.open[known.slot] = known
     start(parts, session, known, hits)
-    return opened(parts, known, OpenKind.RESUMED)
+    return opened(parts, known, kind)
 
 
 def capacity_of(parts: Parts, prompt_len: int, max_tokens: int) -> int:
@@ -139,7 +181,10 @@ def lacks_blocks(parts: Parts, session: Session, sequence: Sequence, hits: list[
     """Wait while the prompts in flight, with this one, could not be finished (rule 1)."""
     blocks = parts.blocks
     available = blocks.available + session.float_blocks - sum(blocks.refs[hit] == 0 for hit in hits)
-    needed = parts.blocks_of(sequence.recorded_len) - len(hits) + 1
+    reserve = (
+        1 + len(parts.sequences.open) + len(parts.sequences.orphans)
+    )  # rule 5: a tail for whoever adopts
+    needed = parts.blocks_of(sequence.recorded_len) - len(hits) + reserve
     for other in parts.sequences.open.values():
         needed += max(0, other.target_blocks - len(parts.rows.blocks[other.row]))
     if needed <= available:
@@ -186,5 +231,13 @@ def opened(parts: Parts, sequence: Sequence, kind: OpenKind) -> Opened:
         kv_len=sequence.kv_len,
         cached_len=sequence.cached_len,
         blocks=[parts.blocks.ref(block) for block in parts.rows.blocks[sequence.row]],
-        token_ids=list(sequence.tokens) if kind == OpenKind.YOURS else (),
+        token_ids=list(sequence.tokens) if kind in (OpenKind.YOURS, OpenKind.ADOPTED) else (),
+        alone=kind == OpenKind.ADOPTED and sequence.deaths > 0,
+        copies=copies_of(parts, sequence),
     )
+
+
+def copies_of(parts: Parts, sequence: Sequence) -> tuple[CopyOrder, ...]:
+    """What is to be copied before the sequence's next step."""
+    copy, ref = parts.pending_copy(sequence), parts.blocks.ref
+    return () if copy is None else (CopyOrder(ref(copy.source), ref(copy.destination), copy.slots),)

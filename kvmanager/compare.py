@@ -27,6 +27,8 @@ def compare_blocks(live: Parts, rebuilt: Parts) -> Iterator[Finding]:
         for block, (a, b) in enumerate(zip(getattr(mine, name), getattr(true, name), strict=True)):
             if a != b:
                 yield Finding(kind, f"block {block}", f"{name} is {a} in memory, {b} by the records")
+    if mine.reads != true.reads:
+        yield Finding("refcount", "copy orders", f"read {mine.reads}, by the records {true.reads}")
     for name, kind in (("free", "free_list"), ("cached", "free_list")):
         a, b = list(getattr(mine, name)), list(getattr(true, name))
         if len(a) != getattr(mine, name).length or sorted(a) != sorted(b):
@@ -82,6 +84,7 @@ def sequence_facts(s: Any) -> Any:
         s.tokens.tobytes(),
         s.finish,
         s.held_rows,
+        s.copy,
         s.tip[:2] if s.row >= 0 else None,
     )
 

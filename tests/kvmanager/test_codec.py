@@ -27,6 +27,7 @@ from kvmanager.messages import (
     BlockRef,
     Commit,
     CommitEntry,
+    CopyOrder,
     Drain,
     Fenced,
     FinishReason,
@@ -53,7 +54,8 @@ u32 = st.integers(0, 2**32 - 1)
 u64 = st.integers(0, 2**64 - 1)
 ids = st.lists(u32, max_size=20).map(tuple)
 sequences = st.binary(min_size=16, max_size=16)
-blocks = st.lists(st.builds(BlockRef, u32, u32), max_size=8).map(tuple)
+block = st.builds(BlockRef, u32, u32)
+blocks = st.lists(block, max_size=8).map(tuple)
 text = st.text(st.characters(codec="utf-8", exclude_categories=("C", "Z")), max_size=60)
 code = st.sampled_from(sorted(BY_CODE))
 rates = st.floats(0, 1e12)
@@ -83,6 +85,7 @@ entries = st.builds(
     preempted=st.booleans(),
     finish=st.sampled_from(FinishReason),
     stop_token_id=u32,
+    copies_done=u32,
     fork=st.none() | forks,
 )
 REQUESTS = {
@@ -135,6 +138,7 @@ REPLIES = {
         cached_len=u32,
         blocks=blocks,
         token_ids=ids,
+        copies=st.lists(st.builds(CopyOrder, block, block, u32), max_size=2).map(tuple),
     ),
     Wait: st.builds(Wait, sequence=sequences, needed_blocks=u32, available_blocks=u32),
     Refused: st.builds(
@@ -295,12 +299,11 @@ def test_a_malformed_fork_names_the_field(change, field):
         decode_request(pb.DaemonRequest(commit=pb.Commit(entries=[entry])))
 
 
-def test_what_is_not_built_yet_is_said_so():
-    copied = pb.CommitEntry(sequence=bytes(16), copies_done=1)
-    with pytest.raises(Unimplemented):
-        decode_request(pb.DaemonRequest(commit=pb.Commit(entries=[copied])))
-    with pytest.raises(Unimplemented):
-        decode_reply(pb.DaemonReply(opened=pb.Opened(sequence=bytes(16), copies=[pb.CopyOrder()])))
+def test_a_copy_order_names_one_block_on_each_side():
+    two = pb.CopyOrder(source=pack((1, 1)), destination=pack((1, 1, 2, 1)))
+    for order, field in ((pb.CopyOrder(), "copies.source"), (two, "copies.destination")):
+        with pytest.raises(Invalid, match=field):
+            decode_reply(pb.DaemonReply(opened=pb.Opened(sequence=bytes(16), copies=[order])))
 
 
 # ------------------------------------------------------------------------------------------- errors
