@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import pairwise, takewhile
 
 from tests.chaos.workload import Stream, Work
 
@@ -34,16 +34,13 @@ def where(stream: Stream, want: Stream) -> str:
     for index, tokens in sorted(want.tokens.items()):
         got = stream.tokens.get(index, [])
         if got != tokens:
-            at = next(
-                (i for i, (a, b) in enumerate(zip(got, tokens, strict=False)) if a != b),
-                min(len(got), len(tokens)),
-            )
-            return f"index {index}: {len(got)} tokens for {len(tokens)}, different from {at} on"
+            same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(got, tokens, strict=False)))
+            return f"index {index}: {len(got)} tokens for {len(tokens)}, the first {same} as they should be"
     return "its text or its reason differs"
 
 
 def stalls(fault: Fault, streams: Iterable[Stream]) -> list[float]:
-    """Of every continuation that had shown a token before the fault and showed one after it: the gap across, seconds."""
+    """Seconds between the last token before the fault and the first after it, of every continuation that has both."""
     found = []
     for stream in streams:
         for times in stream.times.values():

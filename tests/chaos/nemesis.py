@@ -2,11 +2,11 @@
 
 import asyncio
 import os
-import random
 import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from random import Random
 
 from holdfast.v1 import kvmanager_pb2 as pb
 from tests.chaos.checker import Fault
@@ -26,9 +26,10 @@ class Nemesis:
     seed: int
     least: int = 8
     faults: list[Fault] = field(default_factory=list)
+    random: Random = field(init=False)
 
     def __post_init__(self) -> None:
-        self.random = random.Random(self.seed)
+        self.random = Random(self.seed)
 
     async def run(self, kind: str, count: int, tell: Callable[[str], None]) -> None:
         """`count` faults of one kind: worker, daemon, gateway, zombie, double, upgrade."""
@@ -126,11 +127,7 @@ class Nemesis:
     async def _until_idle(self, worker_id: str) -> None:
         while True:
             workers = (await asyncio.to_thread(self.cluster.status)).workers
-            left = [
-                w
-                for w in workers
-                if w.id == worker_id and (w.running or w.waiting or w.state != pb.WORKER_STATE_DRAINING)
-            ]
-            if not left:
+            found = next((worker for worker in workers if worker.id == worker_id), None)
+            if found is None or not (found.running or found.waiting or found.state == pb.WORKER_STATE_READY):
                 return
             await asyncio.sleep(0.05)

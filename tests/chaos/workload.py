@@ -9,25 +9,7 @@ from typing import Any, Final
 
 from gateway.client import Client
 
-WORDS: Final = [
-    "once",
-    "upon",
-    "a",
-    "time",
-    "there",
-    "was",
-    "small",
-    "fox",
-    "boat",
-    "river",
-    "lantern",
-    "moon",
-    "bird",
-    "who",
-    "said",
-    "and",
-    "then",
-]
+WORDS: Final = "once upon a time there was a small fox, a boat, a river, the moon, a bird, and then".split()  # noqa: SIM905
 
 
 @dataclass(frozen=True, slots=True)
