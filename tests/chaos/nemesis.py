@@ -62,12 +62,12 @@ class Nemesis:
     def decoding(self) -> int:
         return sum(stream.in_decode() for stream in self.streams[-200:])
 
-    async def replace(self, pid: int, *, cold: bool) -> None:
-        """Another worker, once the dead one is forgotten."""
+    async def replace(self, *, cold: bool) -> None:
+        """Another worker for the one that is gone."""
+        await asyncio.sleep(0.1)
         self.cluster.reap()
         await asyncio.to_thread(self.cluster.start_worker, cold=cold)
         await asyncio.to_thread(self.cluster.until_ready, self.cluster.workers)
-        del pid
 
     # ------------------------------------------------------------------------------------- faults
 
@@ -75,7 +75,7 @@ class Nemesis:
         victim, cold = await self.busiest(), self.random.random() < COLD_SHARE
         self.note("worker", min(victim.running, self.decoding()), cold=cold)
         send(victim.pid, signal.SIGKILL)
-        await self.replace(victim.pid, cold=cold)
+        await self.replace(cold=cold)
 
     async def do_daemon(self) -> None:
         await self.busiest()
@@ -93,7 +93,7 @@ class Nemesis:
         send(pids[0], signal.SIGKILL)
         await asyncio.sleep(self.random.uniform(0, 0.3))
         send(pids[1], signal.SIGKILL)
-        await self.replace(victim.pid, cold=False)
+        await self.replace(cold=False)
 
     async def do_gateway(self) -> None:
         await self.busiest()
@@ -109,7 +109,7 @@ class Nemesis:
         await self._until_fenced(victim.id)
         await asyncio.sleep(self.random.uniform(0.05, 0.5))
         send(victim.pid, signal.SIGCONT)
-        await self.replace(victim.pid, cold=False)
+        await self.replace(cold=False)
 
     async def _until_fenced(self, worker_id: str) -> None:
         while any(worker.id == worker_id for worker in await self._ready()):
@@ -122,7 +122,7 @@ class Nemesis:
         await asyncio.to_thread(self.cluster.ask, pb.DrainRequest(worker=victim.id))
         await self._until_idle(victim.id)
         send(victim.pid, signal.SIGTERM)
-        await self.replace(victim.pid, cold=False)
+        await self.replace(cold=False)
 
     async def _until_idle(self, worker_id: str) -> None:
         while True:
