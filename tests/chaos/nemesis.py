@@ -11,6 +11,7 @@ from random import Random
 from holdfast.v1 import kvmanager_pb2 as pb
 from tests.chaos.checker import Fault
 from tests.chaos.cluster import Cluster, send
+from tests.chaos.watch import Watch
 from tests.chaos.workload import Stream
 
 SETTLE_S = (0.3, 1.2)  # between a recovery and the next fault
@@ -23,6 +24,7 @@ class Nemesis:
 
     cluster: Cluster
     streams: list[Stream]
+    watch: Watch
     seed: int
     least: int = 8
     faults: list[Fault] = field(default_factory=list)
@@ -107,13 +109,19 @@ class Nemesis:
         self.note("zombie", min(victim.running, self.decoding()))
         os.kill(victim.pid, signal.SIGSTOP)
         await self._until_fenced(victim.id)
-        await asyncio.sleep(self.random.uniform(0.05, 0.5))
+        await self._until_seen()
         send(victim.pid, signal.SIGCONT)
         await self.replace(cold=False)
 
     async def _until_fenced(self, worker_id: str) -> None:
         while any(worker.id == worker_id for worker in await self._ready()):
             await asyncio.sleep(0.05)
+
+    async def _until_seen(self) -> None:
+        """The watch has looked at what is in quarantine now: what is written from here on is seen."""
+        seen = self.watch.samples + 2
+        while self.watch.samples < seen:
+            await asyncio.sleep(0.02)
 
     async def do_upgrade(self) -> None:
         """The busiest worker is drained, and replaced by a new process."""

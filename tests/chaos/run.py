@@ -57,10 +57,10 @@ async def load(cluster: Cluster, works: Sequence[Work], seed: int, at_once: int,
 
 
 async def disturb(
-    cluster: Cluster, works: Sequence[Work], seed: int, at_once: int, counts: Mapping[str, int]
+    cluster: Cluster, watch: Watch, works: Sequence[Work], seed: int, at_once: int, counts: Mapping[str, int]
 ) -> tuple[list[Stream], Nemesis]:
     streams: list[Stream] = []
-    nemesis = Nemesis(cluster, streams, seed, LEAST)
+    nemesis = Nemesis(cluster, streams, watch, seed, LEAST)
     running = asyncio.create_task(load(cluster, works, seed, at_once, streams))
     try:
         for kind, count in counts.items():
@@ -85,7 +85,7 @@ def chaos(
         with Cluster(folder, kvmanager=(*SMALL, *options)) as cluster:
             expected = asyncio.run(baseline(cluster, works))
             watch = Watch(cluster.service.run_dir, cluster.pool.name)
-            streams, nemesis = asyncio.run(disturb(cluster, works, seed, at_once, counts))
+            streams, nemesis = asyncio.run(disturb(cluster, watch, works, seed, at_once, counts))
             pool = cluster.pool
             watch.stop()
             changed = [f"changed after its commit: {what}" for what in watch.changed]

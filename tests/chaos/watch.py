@@ -94,7 +94,8 @@ class Watch:
         sealed, stranded = (
             (blocks["state"] == state).nonzero()[0].tolist() for state in (SEALED, QUARANTINED)
         )
-        generation = blocks["generation"].tolist()
+        generation, state = blocks["generation"].tolist(), blocks["state"].tolist()
+        stranded += [b for b, g in self._quarantine if generation[b] == g and state[b] == FREE]
         return {
             "sealed": {(b, generation[b]): self._sum(b, self._layout.block_size) for b in sealed},
             "quarantine": {(b, generation[b]): self._sum(b, self._layout.block_size) for b in stranded},
