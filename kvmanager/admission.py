@@ -1,7 +1,7 @@
 """OpenOrAdopt: may this sequence start (or go on), and with which cached blocks? Protocol rules 1, 10 and 11.
 
-    0 ......... cached_len ............ len(token_ids) ............ prompt_len + max_tokens
-    [ cached blocks ][ to be computed: from the float ][ output: never reserved in blocks, but in the token arena ]
+    0 ......................... cached_len ..... len(token_ids) ............ prompt_len + max_tokens
+    [ cached blocks ][ a begin, copied ][ to be computed: from the float ][ output: reserved in the token arena alone ]
 
 Adopting another worker's sequence is not built: its owner's end closes it.
 """
@@ -12,6 +12,7 @@ from kvmanager.errors import Conflict, Invalid, KvError, PoolTooSmall, ResourceE
 from kvmanager.layout import within
 from kvmanager.messages import CopyOrder, Fork, Opened, OpenKind, OpenOrAdopt, Refused, Wait
 from kvmanager.parts import Parts
+from kvmanager.prefix import Begin
 from kvmanager.records import MAX_REQUEST_BYTES, MAX_REQUEST_ID_BYTES
 from kvmanager.sequences import Sequence, SequenceState
 from kvmanager.sessions import Session
@@ -77,8 +78,9 @@ def open_new(parts: Parts, session: Session, message: OpenOrAdopt, now_ns: int) 
     wait = lacks_blocks(parts, session, sequence, hits)
     if wait:
         return wait
+    begin = find_begin(parts, session, sequence, hits)
     make_room(parts, sequence, message.request, capacity)
-    start(parts, session, sequence, hits)
+    start(parts, session, sequence, hits, begin)
     return opened(parts, sequence, OpenKind.NEW)
 
 
@@ -101,10 +103,11 @@ def reopen(parts: Parts, session: Session, known: Sequence, message: OpenOrAdopt
         return wait
     if not parts.rows.unused:
         raise ResourceExhausted("all table rows are taken", rows=len(parts.rows.blocks))
+    begin = find_begin(parts, session, known, hits)
     known.epoch += 1
     known.state = SequenceState.OPEN
     parts.sequences.open[known.slot] = known
-    start(parts, session, known, hits)
+    start(parts, session, known, hits, begin)
     return opened(parts, known, OpenKind.RESUMED)
 
 
@@ -135,10 +138,13 @@ def find_prefix(parts: Parts, sequence: Sequence) -> list[int]:
     return parts.prefix.find(sequence.tenant, sequence.tokens.tobytes(), most)
 
 
-def lacks_blocks(parts: Parts, session: Session, sequence: Sequence, hits: list[int]) -> Wait | None:
-    """Wait while the prompts in flight, with this one, could not be finished (rule 1)."""
-    blocks = parts.blocks
-    available = blocks.available + session.float_blocks - sum(blocks.refs[hit] == 0 for hit in hits)
+def lacks_blocks(
+    parts: Parts, session: Session, sequence: Sequence, hits: list[int], source: int | None = None
+) -> Wait | None:
+    """Wait while the prompts in flight, with this one, could not be finished (rule 1). `source`: a block beside
+    the hits that is to be kept."""
+    blocks, kept = parts.blocks, hits if source is None else [*hits, source]
+    available = blocks.available + session.float_blocks - sum(blocks.refs[block] == 0 for block in kept)
     needed = parts.blocks_of(sequence.recorded_len) - len(hits) + 1
     for other in parts.sequences.open.values():
         needed += max(0, other.target_blocks - len(parts.rows.blocks[other.row]))
@@ -161,20 +167,38 @@ def make_room(parts: Parts, sequence: Sequence, request: bytes, capacity: int) -
         parts.sequences.forget(oldest)
 
 
-def start(parts: Parts, session: Session, sequence: Sequence, hits: list[int]) -> None:
-    """Give the sequence its row, which begins with the cached blocks."""
-    blocks = parts.blocks
+def start(parts: Parts, session: Session, sequence: Sequence, hits: list[int], begin: Begin | None) -> None:
+    """Give the sequence its row, which begins with the cached blocks and perhaps a copy of part of the next."""
     for block in hits:
-        blocks.share(block)
+        parts.blocks.share(block)
     sequence.tip = parts.prefix.tip(sequence.tenant, hits)
     sequence.owner = session.holder
     sequence.row = parts.rows.open(sequence.slot, sequence.epoch, hits)
     sequence.kv_len = sequence.cached_len = len(hits) * parts.block_size
+    if begin is not None:
+        parts.order_copy(sequence, session, begin.source, begin.slots)
+        sequence.kv_len = sequence.cached_len = sequence.cached_len + begin.slots
+        parts.partial_hits += begin.slots
     sequence.target_blocks = parts.blocks_of(sequence.recorded_len)
     parts.sequences.put(sequence)
     if not sequence.bypass_prefix:
         parts.prefix_queries += sequence.recorded_len
         parts.prefix_hits += sequence.cached_len
+
+
+def find_begin(parts: Parts, session: Session, sequence: Sequence, hits: list[int]) -> Begin | None:
+    """What to begin the next block with: at least half of it, not the last token. None also where keeping the source
+    during the copy would take room from prompts in flight, or the pool has no block left for the copy."""
+    if sequence.bypass_prefix or sequence.copy is not None:
+        return None
+    size, blocks = parts.block_size, parts.blocks
+    end = min((len(hits) + 1) * size, sequence.recorded_len - 1)
+    wanted = sequence.tokens[len(hits) * size : end].tobytes()
+    begin = parts.prefix.find_begin(sequence.tenant, hits, wanted)
+    if begin is None or lacks_blocks(parts, session, sequence, hits, begin.source):
+        return None
+    unused = sum(blocks.refs[block] == 0 for block in (*hits, begin.source))
+    return begin if blocks.available > unused else None
 
 
 def opened(parts: Parts, sequence: Sequence, kind: OpenKind) -> Opened:

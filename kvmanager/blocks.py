@@ -16,6 +16,7 @@ from enum import IntEnum
 from typing import Final, NamedTuple
 
 from kvmanager.blockqueue import BlockQueue
+from kvmanager.children import Children
 from kvmanager.layout import MetaLayout
 from kvmanager.messages import BlockRef
 from kvmanager.records import BLOCK, NONE
@@ -68,6 +69,7 @@ class BlockPool:
         self.parent_key = [NO_HASH] * n
         self.tokens = [b""] * n  # sealed: ids as little-endian u32
         self.by_key: dict[bytes, int] = {}
+        self.children = Children(self.block_size)  # those that look-ups find
         self.counts = [n, 0, 0, 0, 0]
         self.shared = 0
         self.evictions = 0
@@ -137,14 +139,18 @@ class BlockPool:
     def index(self, block: int) -> None:
         """Let look-ups find a sealed block; its key is not taken."""
         assert self.key[block] not in self.by_key
-        self.by_key[self.key[block]] = block
         self.indexed[block] = 1
+        self.find(block)
         self._put_head(block)
+
+    def find(self, block: int) -> None:
+        """Enter an indexed block into the look-ups, which are derived."""
+        self.by_key[self.key[block]] = block
+        self.children.add(self.parent[block], self.parent_key[block], self.tokens[block], block)
 
     def unindex(self, block: int) -> None:
         """Look-ups find it no more. Without a user it is free then."""
-        del self.by_key[self.key[block]]
-        self.indexed[block] = 0
+        self._lose(block)
         if self.refs[block] == 0:
             self.cached.remove(block)
             self._free(block)
@@ -239,12 +245,16 @@ class BlockPool:
         else:
             self._free(block)
 
+    def _lose(self, block: int) -> None:
+        del self.by_key[self.key[block]]
+        self.children.remove(self.parent[block], self.parent_key[block], self.tokens[block], block)
+        self.indexed[block] = 0
+
     # ------------------------------------------------------------------------------------- records
 
     def _free(self, block: int) -> None:
         if self.indexed[block]:
-            del self.by_key[self.key[block]]
-            self.indexed[block] = 0
+            self._lose(block)
         self.key[block] = self.parent_key[block] = NO_HASH
         self.tokens[block], self.depth[block], self.parent[block] = b"", 0, NONE
         self._move(block, FREE, 0)

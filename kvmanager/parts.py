@@ -33,6 +33,7 @@ class Parts:
         self.sessions = SessionTable(layout, store)
         self.prefix_queries = 0  # tokens looked up
         self.prefix_hits = 0  # tokens found
+        self.partial_hits = 0  # of these, by a copy
         self.preemptions = 0
         self.held_rows = 0  # of closed and preempted sequences: their blocks come back with a Release
 

@@ -66,7 +66,7 @@ def load_blocks(parts: Parts, view: MetaView) -> None:
             b.last_use[block] = int(record["last_use"])
             b.tokens[block] = view.block_tokens[block].tobytes()
             if b.indexed[block]:
-                b.by_key[b.key[block]] = block
+                b.find(block)
 
 
 def load_sequences(parts: Parts, view: MetaView) -> None:

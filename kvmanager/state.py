@@ -208,6 +208,11 @@ class KvState:
         return self._parts.prefix_hits
 
     @property
+    def partial_hits(self) -> int:
+        """Of these, by a copy of part of a block."""
+        return self._parts.partial_hits
+
+    @property
     def evictions(self) -> int:
         return self._parts.blocks.evictions
 

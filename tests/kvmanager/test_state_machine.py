@@ -154,7 +154,8 @@ class PoolMachine(RuleBasedStateMachine):
         else:
             assert isinstance(reply, Opened)
             assert list(reply.blocks) == self.refs(expected)
-            assert reply.kv_len == reply.cached_len == len(expected) * SIZE
+            assert reply.kv_len == reply.cached_len == seq.kv
+            assert [(a.id, b.id, n) for a, b, n in reply.copies] == [seq.copy] * self.model.pending(seq)
             assert reply.recorded_len == len(seq.tokens)
 
     @precondition(lambda self: self.pick("open"))
@@ -178,6 +179,7 @@ class PoolMachine(RuleBasedStateMachine):
         if need > len(worker.float):
             return
         blocks, worker.float = worker.float[:need], worker.float[need:]
+        copies = int(self.model.pending(seq) and kv > seq.kv and close != "p")
         entry = CommitEntry(
             sequence=sequence_id(number),
             epoch=seq.epoch,
@@ -186,6 +188,7 @@ class PoolMachine(RuleBasedStateMachine):
             token_ids=sampled,
             kv_len=kv,
             blocks=blocks,
+            copies_done=copies,
             preempted=close == "p",
             finish=FinishReason.STOP if close == "f" else FinishReason.NONE,
         )

@@ -30,6 +30,7 @@ class Seq:
     tip: Any = "root"
     revoked: bool = False
     held: dict[int, list[int]] = field(default_factory=dict)
+    copy: tuple[int, int, int] | None = None  # source, destination, slots
 
 
 class NaivePool:
@@ -47,7 +48,8 @@ class NaivePool:
 
     def refs(self, block: int) -> int:
         rows = [row for s in self.seqs.values() for row in (s.row, *s.held.values())]
-        return sum(row.count(block) for row in rows)
+        read = [s.copy[0] for s in self.seqs.values() if s.copy]
+        return sum(row.count(block) for row in rows) + read.count(block)
 
     def floats(self, session: str) -> list[int]:
         return [i for i, b in enumerate(self.blocks) if b.state == "granted" and b.holder == session]
@@ -75,6 +77,24 @@ class NaivePool:
             hits += hit
             parent = (hit[0], self.blocks[hit[0]].generation)
         return hits
+
+    def begin(self, seq: Seq, hits: list[int]) -> tuple[int, int] | None:
+        """The block after the hits that begins with most of what is wanted next, if half a block; and how much."""
+        wanted = seq.tokens[len(hits) * self.size : len(seq.tokens) - 1][: self.size - 1]
+        parent = (hits[-1], self.blocks[hits[-1]].generation) if hits else "root"
+        start = (seq.tenant, *seq.tokens[: len(hits) * self.size])
+        found = []
+        for i, b in enumerate(self.blocks):
+            if b.indexed and b.parent == parent and b.chain[: len(start)] == start:
+                own = b.chain[len(start) :]
+                alike = next((n for n, (x, y) in enumerate(zip(own, wanted, strict=False)) if x != y), None)
+                found.append((len(wanted) if alike is None else alike, list(own), i))
+        most = max((slots for slots, _, _ in found), default=0)
+        if 2 * most < self.size:
+            return None
+        best = [(own, i) for slots, own, i in found if slots == most]
+        below = [one for one in best if one[0] < wanted]
+        return (max(below) if below else min(best))[1], most
 
     # changes
 
@@ -127,6 +147,10 @@ class NaivePool:
         available = self.available() + len(self.floats(seq.owner)) - unused
         if pending > available:
             return pending, available
+        begin = None if seq.copy else self.begin(seq, hits)
+        kept = begin is not None and begin[0] in self.cached
+        if pending > available - kept or self.available() - unused - kept < 1:
+            begin = None
         self.cached = [block for block in self.cached if block not in hits]
         seq.row, seq.kv, seq.target, seq.state = (
             hits,
@@ -136,10 +160,33 @@ class NaivePool:
         )
         seq.tip = (hits[-1], self.blocks[hits[-1]].generation) if hits else "root"
         self.seqs[number] = seq
-        return hits
+        if begin is None:
+            return hits
+        source, slots = begin
+        if kept:
+            self.cached.remove(source)
+        [block] = self.take(seq.owner, 1)
+        self.blocks[block].state = "tail"
+        seq.copy = (source, block, slots)
+        seq.row, seq.kv = [*hits, block], seq.kv + slots
+        return seq.row
+
+    def pending(self, seq: Seq) -> bool:
+        return seq.copy is not None and seq.copy[1] in seq.row
+
+    def end_copy(self, seq: Seq) -> None:
+        assert seq.copy
+        source, seq.copy = seq.copy[0], None
+        if not self.refs(source):
+            if self.blocks[source].indexed:
+                self.cached.append(source)
+            else:
+                self.make_free(source)
 
     def commit(self, number: int, tokens: list[int], kv: int, blocks: list[int]) -> None:
         seq = self.seqs[number]
+        if self.pending(seq) and kv > seq.kv:
+            self.end_copy(seq)
         for block in blocks:
             self.blocks[block].state = "tail"
         seq.row = seq.row + blocks
@@ -177,7 +224,11 @@ class NaivePool:
         seq.row, seq.state, seq.kv, seq.revoked = [], state, 0, False
 
     def release(self, number: int, epoch: int, quarantine: bool = False) -> None:
-        for block in reversed(self.seqs[number].held.pop(epoch)):
+        seq = self.seqs[number]
+        row = seq.held.pop(epoch)
+        if seq.copy and seq.copy[1] in row:
+            self.end_copy(seq)
+        for block in reversed(row):
             if self.refs(block):
                 continue
             if self.blocks[block].state == "tail" and quarantine:
