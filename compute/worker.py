@@ -31,7 +31,7 @@ from compute.mailbox import (
 from compute.plan import StepPlan, StepResult
 from compute.scheduler import Outcome, Scheduler
 from kvmanager.errors import KvError
-from kvmanager.messages import Drain, Granted, Opened, Refused, Reply, Revoke, Wait, WorkerState
+from kvmanager.messages import Drain, Granted, Opened, Refused, Reply, Retry, Revoke, Wait, WorkerState
 
 MAX_UNACKED: Final = 2048  # messages: more than 2 s of the fastest steps, less than the link's queue
 WARM_UP_S: Final = 5.0  # at most this long for blocks to warm up with
@@ -215,6 +215,8 @@ class Worker:
                 self.scheduler.topped_up(reply)
             case Revoke(sequence=sequence, epoch=epoch):
                 self.scheduler.revoke(sequence, epoch, now_ns)
+            case Retry(sequence=sequence):
+                self.scheduler.retry(sequence)
             case Drain():
                 self._drain()
             case _:

@@ -9,6 +9,7 @@ Adopting another worker's sequence is not built: its owner's end closes it.
 from array import array
 
 from kvmanager.errors import Conflict, Invalid, KvError, PoolTooSmall, ResourceExhausted
+from kvmanager.following import follow
 from kvmanager.layout import within
 from kvmanager.messages import CopyOrder, Fork, Opened, OpenKind, OpenOrAdopt, Refused, Wait
 from kvmanager.parts import Parts
@@ -27,7 +28,7 @@ def open_sequence(
         known = parts.sequences.by_id.get(message.sequence)
         if known is None:
             return open_new(parts, session, message, now_ns)
-        return reopen(parts, session, known, message)
+        return reopen(parts, session, known, message, now_ns)
     except KvError as error:
         return Refused(
             sequence=message.sequence, code=error.code, message=error.message, details=error.details
@@ -70,12 +71,13 @@ def open_new(parts: Parts, session: Session, message: OpenOrAdopt, now_ns: int) 
         priority=message.priority,
         arrival_ns=message.arrival_ns,
         opened_ns=now_ns,
+        moved_ns=now_ns,
         bypass_prefix=message.bypass_prefix,
         prompt_len=len(message.token_ids),
         tokens=array("I", message.token_ids),
     )
     hits = find_prefix(parts, sequence)
-    wait = lacks_blocks(parts, session, sequence, hits)
+    wait = follow(parts, session, sequence, hits, now_ns) or lacks_blocks(parts, session, sequence, hits)
     if wait:
         return wait
     begin = find_begin(parts, session, sequence, hits)
@@ -84,7 +86,9 @@ def open_new(parts: Parts, session: Session, message: OpenOrAdopt, now_ns: int) 
     return opened(parts, sequence, OpenKind.NEW)
 
 
-def reopen(parts: Parts, session: Session, known: Sequence, message: OpenOrAdopt) -> Opened | Wait:
+def reopen(
+    parts: Parts, session: Session, known: Sequence, message: OpenOrAdopt, now_ns: int
+) -> Opened | Wait:
     """A sequence with a record: yours already, or yours again after a preemption."""
     if known.state == SequenceState.FINISHED:
         raise Conflict("the sequence is finished", finish=known.finish.name)
@@ -98,13 +102,13 @@ def reopen(parts: Parts, session: Session, known: Sequence, message: OpenOrAdopt
         )
     known.bypass_prefix = message.bypass_prefix  # what is still to be computed decides, not how it began
     hits = find_prefix(parts, known)
-    wait = lacks_blocks(parts, session, known, hits)
+    wait = follow(parts, session, known, hits, now_ns) or lacks_blocks(parts, session, known, hits)
     if wait:
         return wait
     if not parts.rows.unused:
         raise ResourceExhausted("all table rows are taken", rows=len(parts.rows.blocks))
     begin = find_begin(parts, session, known, hits)
-    known.epoch += 1
+    known.epoch, known.moved_ns = known.epoch + 1, now_ns
     known.state = SequenceState.OPEN
     parts.sequences.open[known.slot] = known
     start(parts, session, known, hits, begin)

@@ -200,6 +200,12 @@ class Wait:
     sequence: SequenceId
     needed_blocks: int
     available_blocks: int
+    for_prefix: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Retry:
+    sequence: SequenceId
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -221,4 +227,4 @@ class Drain:
     pass
 
 
-Reply = Acked | Granted | Opened | Wait | Refused | Revoke | Drain
+Reply = Acked | Granted | Opened | Wait | Refused | Revoke | Retry | Drain

@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 from kvmanager.blocks import BlockPool
+from kvmanager.followers import Followers
 from kvmanager.layout import MetaLayout
 from kvmanager.messages import Reply, SessionId
 from kvmanager.prefix import Hash, KeyChain, PrefixIndex, sha256
@@ -35,6 +36,7 @@ class Parts:
         self.prefix_hits = 0  # tokens found
         self.partial_hits = 0  # of these, by a copy
         self.preemptions = 0
+        self.followers = Followers()
         self.held_rows = 0  # of closed and preempted sequences: their blocks come back with a Release
 
     def blocks_of(self, tokens: int) -> int:

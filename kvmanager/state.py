@@ -9,7 +9,7 @@ raise before they change anything; a failed assert means that memory and buffer 
 from collections.abc import Callable, Iterator
 from typing import Any, Self
 
-from kvmanager import admission, commits, endings, grants, views
+from kvmanager import admission, commits, endings, following, grants, views
 from kvmanager.compare import compare
 from kvmanager.errors import Conflict
 from kvmanager.integrity import Finding, check_buffer
@@ -127,7 +127,7 @@ class KvState:
         reply = HANDLERS[type(message)](self._parts, found, message, self._tick(now_ns))
         found.number = number
         self._parts.sessions.put_number(found)
-        outgoing = [Outgoing(session, number, reply), *grants.serve_starving(self._parts)]
+        outgoing = [Outgoing(session, number, reply), *self._unasked()]
         self._parts.store.commit()
         return outgoing
 
@@ -153,15 +153,16 @@ class KvState:
         return freed
 
     def outbox(self) -> list[Outgoing]:
-        """What `lose` and `dead` have to tell other workers; each message once."""
+        """What `lose`, `dead` and `expire` have to tell other workers; each message once."""
         messages, self._outbox = self._outbox, []
         return messages
 
     # ----------------------------------------------------------------------------------- housekeeping
 
     def expire(self, now_ns: int, ttl_ns: int = RECORD_TTL_NS) -> int:
-        """Forget records that finished longer than `ttl_ns` ago; how many."""
+        """Forget records that finished longer than `ttl_ns` ago; how many. Then see `outbox`: waits may be over."""
         count = endings.expire(self._parts, self._tick(now_ns) - ttl_ns)
+        self._outbox += following.released(self._parts, self._now_ns)
         self._parts.store.commit()
         return count
 
@@ -211,6 +212,11 @@ class KvState:
     def partial_hits(self) -> int:
         """Of these, by a copy of part of a block."""
         return self._parts.partial_hits
+
+    @property
+    def prefix_waits(self) -> int:
+        """Times that a sequence waited for blocks that another was computing."""
+        return self._parts.followers.waits
 
     @property
     def evictions(self) -> int:
@@ -266,6 +272,11 @@ class KvState:
         self._now_ns = max(self._now_ns, now_ns)
         return self._now_ns
 
+    def _unasked(self) -> Iterator[Outgoing]:
+        """What a change makes the daemon say to any worker."""
+        yield from grants.serve_starving(self._parts)
+        yield from following.released(self._parts, self._now_ns)
+
     def _finish_operation(self) -> None:
-        self._outbox += grants.serve_starving(self._parts)
+        self._outbox += self._unasked()
         self._parts.store.commit()

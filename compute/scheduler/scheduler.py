@@ -104,13 +104,22 @@ class Scheduler:
             self._roster.end(sequence, sequence.canceled)
 
     def wait(self, wait: Wait, now_ns: int) -> None:
-        """No room yet."""
+        """No room yet; or another is computing what this one needs, and Retry says when to ask again."""
         sequence = self._roster.answered(wait.sequence)
         if sequence is not None:
-            self._back_in_line(sequence, now_ns)
+            self._back_in_line(sequence, now_ns, for_prefix=wait.for_prefix)
 
-    def _back_in_line(self, sequence: Sequence, now_ns: int) -> None:
-        self._roster.waiting.waited(sequence, now_ns)
+    def retry(self, sequence_id: SequenceId) -> None:
+        """The wait for another's prefix is over; a sequence that does not wait for one is left as it is."""
+        sequence = self._roster.live.get(sequence_id)
+        if sequence is not None:
+            self._roster.waiting.wake(sequence)
+
+    def _back_in_line(self, sequence: Sequence, now_ns: int, *, for_prefix: bool = False) -> None:
+        if for_prefix:
+            self._roster.waiting.park(sequence)
+        else:
+            self._roster.waiting.waited(sequence, now_ns)
         if sequence.canceled is not None:
             self._roster.end(sequence, sequence.canceled)
         elif self._draining and not sequence.recorded:

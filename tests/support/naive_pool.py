@@ -43,6 +43,9 @@ class NaivePool:
         self.cached: list[int] = []
         self.seqs: dict[int, Seq] = {}
         self.wants: dict[str, int] = {}  # in the order of sessions
+        self.waits: dict[tuple[int, int], list[tuple[int, int, str, int]]] = {}  # by leader: until, turn, who
+        self.turns = 0
+        self.lost: set[str] = set()
 
     # questions
 
@@ -96,6 +99,22 @@ class NaivePool:
         below = [one for one in best if one[0] < wanted]
         return (max(below) if below else min(best))[1], most
 
+    def leader(self, seq: Seq) -> tuple[int, int] | None:
+        """Whom to wait for, and how many of its slots: who computes the most of what is wanted behind the hits."""
+        hits, whole = self.find(seq.tenant, seq.tokens), (len(seq.tokens) - 1) // self.size * self.size
+        parent = (hits[-1], self.blocks[hits[-1]].generation) if hits else "root"
+        start, found = len(hits) * self.size, []
+        for number, other in self.seqs.items():
+            ready = other.state == "open" and not other.revoked and other.rank[0] >= seq.rank[0]
+            here = (other.tenant, other.tip, other.kv // self.size) == (seq.tenant, parent, len(hits))
+            until = start
+            while until < whole and other.tokens[start : until + 1] == seq.tokens[start : until + 1]:
+                until += 1
+            until -= until % self.size
+            if ready and here and until > start:
+                found.append((until, other.kv, number))
+        return (max(found)[2], max(found)[0]) if found else None
+
     # changes
 
     def evict(self) -> None:
@@ -138,8 +157,31 @@ class NaivePool:
                     said.append((running[victim].owner, victim))
         return said
 
-    def open(self, number: int, seq: Seq) -> tuple[int, int] | list[int]:
-        """The cached blocks, or (needed, available) while it has to wait."""
+    def retry(self) -> list[tuple[str, int]]:
+        """Who is to ask again: (session, sequence) of those whose leader came far enough, or leads nobody any more."""
+        said = []
+        for of, waiting in list(self.waits.items()):
+            seq = self.seqs.get(of[0])
+            leads = seq is not None and seq.state == "open" and seq.epoch == of[1] and not seq.revoked
+            leads = leads and seq is not None and seq.tip is not None
+            kv = seq.kv if seq is not None and leads else 10**9
+            said += [
+                (who, number) for until, _, who, number in waiting if until <= kv and who not in self.lost
+            ]
+            self.waits[of] = [one for one in waiting if one[0] > kv]
+            if not self.waits[of]:
+                del self.waits[of]
+        return said
+
+    def open(self, number: int, seq: Seq) -> tuple[int, int] | list[int] | None:
+        """The cached blocks, (needed, available) while it has to wait, or None for another's prefix."""
+        led = self.leader(seq)
+        if led is not None:
+            self.turns += 1
+            waiting = self.waits.setdefault((led[0], self.seqs[led[0]].epoch), [])
+            waiting.append((led[1], self.turns, seq.owner, number))
+            waiting.sort()
+            return None
         hits = self.find(seq.tenant, seq.tokens)
         pending = -(-len(seq.tokens) // self.size) - len(hits) + 1
         pending += sum(max(0, s.target - len(s.row)) for s in self.seqs.values() if s.state == "open")
@@ -239,6 +281,7 @@ class NaivePool:
                 self.make_free(block)
 
     def lose(self, session: str) -> list[int]:
+        self.lost.add(session)
         mine = [n for n, s in self.seqs.items() if s.owner == session]
         ended = [n for n in mine if self.seqs[n].state != "finished"]
         for number in mine:

@@ -4,7 +4,17 @@ import random
 from dataclasses import replace
 
 from kvmanager.layout import Buffer
-from kvmanager.messages import BlockRef, FinishReason, Granted, Opened, Reply, Revoke, SequenceId, SessionId
+from kvmanager.messages import (
+    BlockRef,
+    FinishReason,
+    Granted,
+    Opened,
+    Reply,
+    Retry,
+    Revoke,
+    SequenceId,
+    SessionId,
+)
 from kvmanager.prefix import Hash, sha256
 from kvmanager.state import KvState
 from kvmanager.store import Hook
@@ -28,7 +38,9 @@ class Storm:
         self.preempted: dict[int, Worker] = {}
         self.held: dict[SessionId, set[int]] = {}  # blocks a session may write
         self.content: dict[BlockRef, tuple[int, ...]] = {}  # sealed: all tokens up to the block's end
-        self.born = self.now = self.calls = self.revokes = self.hits = self.forks = self.copies = 0
+        self.born = self.now = self.calls = self.revokes = self.hits = self.forks = self.copies = (
+            self.retries
+        ) = 0
 
     def run(self, calls: int) -> None:
         while self.calls < calls:
@@ -104,6 +116,8 @@ class Storm:
             if isinstance(reply, Granted):
                 self.workers[session].float += reply.blocks
                 self.granted(self.workers[session], list(reply.blocks))
+            elif isinstance(reply, Retry):
+                self.retries += 1
             else:
                 assert isinstance(reply, Revoke)
                 self.revokes += 1
