@@ -120,6 +120,9 @@ def pool_info(pool: PoolView) -> pb.PoolInfo:
         sequences=state.live_sequences,
         tokens_held=state.tokens_held,
         exporter=spec.exporter,
+        partial_hits=state.partial_hits,
+        prefix_waits=state.prefix_waits,
+        memory=copied(pb.MemoryUse, state.memory()),
     )
 
 

@@ -114,7 +114,7 @@ class BlockPool:
         return taken
 
     def evict(self) -> int:
-        """Drop the least recently used cached block."""
+        """Drop the least recently used cached block, which no cached block follows."""
         block = self.cached.pop()
         self.evictions += 1
         self._free(block)
@@ -228,10 +228,18 @@ class BlockPool:
         self.shared -= self.refs[block] == 1 and self.state[block] == SEALED
 
     def _unused(self, block: int, now_ns: int) -> None:
-        """A sealed block that nobody refers to: cached where look-ups find it."""
-        if not self.indexed[block]:
-            self._free(block)
+        """A sealed block that nobody refers to: cached where look-ups find it. The end of a private one is a use of the
+        block that look-ups find in its place: what its row sealed behind it hangs there."""
+        if self.indexed[block]:
+            self._cache(block, now_ns)
             return
+        twin = self.by_key.get(self.key[block], -1)
+        if twin >= 0 and self.refs[twin] == 0:
+            self.cached.remove(twin)
+            self._cache(twin, now_ns)
+        self._free(block)
+
+    def _cache(self, block: int, now_ns: int) -> None:
         self.last_use[block] = now_ns
         self._store.put(self._at + block * BLOCK.itemsize + USE_AT, USE.pack(now_ns))
         self.cached.push(block)

@@ -123,6 +123,7 @@ def load_rows(parts: Parts, view: MetaView) -> None:
             sequence.held_rows[rows.epoch[row]] = row
             parts.held_rows += 1
     rows.unused = [row for row in rows.unused if rows.sequence[row] == 0]
+    rows.entries = sum(map(len, rows.blocks))
 
 
 def load_copies(parts: Parts) -> None:

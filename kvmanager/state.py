@@ -9,7 +9,7 @@ raise before they change anything; a failed assert means that memory and buffer 
 from collections.abc import Callable, Iterator
 from typing import Any, Self
 
-from kvmanager import admission, commits, endings, following, grants, views
+from kvmanager import admission, commits, endings, following, grants, usage, views
 from kvmanager.compare import compare
 from kvmanager.errors import Conflict
 from kvmanager.integrity import Finding, check_buffer
@@ -238,6 +238,10 @@ class KvState:
 
     def counts(self) -> views.BlockCounts:
         return views.counts(self._parts)
+
+    def memory(self) -> usage.MemoryUse:
+        """What the pool's token slots are used for."""
+        return usage.memory(self._parts)
 
     def sessions(self) -> list[views.SessionInfo]:
         """Sessions alive, and lost ones that are not proven dead."""

@@ -116,10 +116,7 @@ class Scheduler:
             self._roster.waiting.wake(sequence)
 
     def _back_in_line(self, sequence: Sequence, now_ns: int, *, for_prefix: bool = False) -> None:
-        if for_prefix:
-            self._roster.waiting.park(sequence)
-        else:
-            self._roster.waiting.waited(sequence, now_ns)
+        self._roster.waiting.waited(sequence, now_ns, for_prefix=for_prefix)
         if sequence.canceled is not None:
             self._roster.end(sequence, sequence.canceled)
         elif self._draining and not sequence.recorded:

@@ -36,20 +36,17 @@ class Waiting:
         self._order.remove(sequence)
         self._parked.discard(sequence)
 
-    def park(self, sequence: Sequence) -> None:
-        """The daemon answered Wait, and will say when to ask again."""
-        self.add(sequence)
-        self._parked.add(sequence)
-        self.settled(sequence)
-
     def wake(self, sequence: Sequence) -> None:
-        """It said so."""
+        """The daemon said Retry."""
         self._parked.discard(sequence)
 
-    def waited(self, sequence: Sequence, now_ns: int) -> None:
-        """The daemon answered Wait: back in line, and the first such holds it."""
+    def waited(self, sequence: Sequence, now_ns: int, *, for_prefix: bool = False) -> None:
+        """The daemon answered Wait: back in line, and the first such holds it; or parked, until it says Retry."""
         self.add(sequence)
-        if self._held is None or sequence.key <= self._held.key:
+        if for_prefix:
+            self._parked.add(sequence)
+            self.settled(sequence)
+        elif self._held is None or sequence.key <= self._held.key:
             self._held = sequence
             self._retry_at_ns = now_ns + RETRY_NS
 

@@ -174,7 +174,7 @@ def test_of_two_equal_seals_the_first_is_indexed_and_the_other_private() -> None
     a, b = Worker(state, "a"), Worker(state, "b")
     for worker in (a, b):
         worker.grant(2, starving=True)
-        worker.start(1 if worker is a else 2, PROMPT)
+        worker.start(1 if worker is a else 2, PROMPT, bypass_prefix=worker is b)
     a.step(1, 1)
     b.step(2, 1)
     assert [(block.id, block.indexed) for block in state.blocks("sealed")] == [
@@ -192,7 +192,7 @@ def test_what_follows_a_private_block_is_found_behind_the_indexed_one() -> None:
     a, b = Worker(state, "a"), Worker(state, "b")
     for worker, number in ((a, 1), (b, 2)):
         worker.grant(3, starving=True)
-        worker.start(number, PROMPT)
+        worker.start(number, PROMPT, bypass_prefix=worker is b)
     a.step(1, 1)
     b.step(2, 1)
     for token in (2, 3, 4, 5):

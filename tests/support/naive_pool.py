@@ -278,6 +278,10 @@ class NaivePool:
             elif self.blocks[block].indexed:
                 self.cached.append(block)
             else:
+                chain = self.blocks[block].chain
+                for twin in [b for b in self.cached if chain and self.blocks[b].chain == chain]:
+                    self.cached.remove(twin)
+                    self.cached.append(twin)
                 self.make_free(block)
 
     def lose(self, session: str) -> list[int]:
