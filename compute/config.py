@@ -42,6 +42,12 @@ class ComputeSettings(Common):
     attach_timeout: float = Field(
         300.0, gt=0, le=86_400, description="seconds to wait for the KV manager at the start"
     )
+    reattach_timeout: float = Field(
+        15.0, ge=0, le=86_400, description="seconds to wait for a KV manager that died to be started again"
+    )
+    gateway_ttl: float = Field(
+        60.0, ge=0, le=86_400, description="seconds that the requests of a gateway that died run on"
+    )
     shutdown_grace: float = Field(
         30.0, ge=0, le=86_400, description="seconds that running requests get after SIGTERM"
     )

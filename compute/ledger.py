@@ -7,7 +7,7 @@ Pure. The daemon answers in the order of the numbers; an answer to n stands for 
 """
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from compute.scheduler import Rejection, TokenEvent
@@ -17,12 +17,13 @@ from kvmanager.messages import Acked, Commit, Numbered, OpenOrAdopt, Refusal, Se
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """One message on its way. `step` and `events`: what its acknowledgement lets out."""
+    """One message on its way. `step`, `events` and `rejections`: what its acknowledgement lets out."""
 
     number: int
     message: Numbered
     step: int = 0
     events: Sequence[TokenEvent] = ()
+    rejections: Sequence[Rejection] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +38,7 @@ class Shown:
 class Ledger:
     def __init__(self) -> None:
         self._held: deque[Held] = deque()
+        self.number = 0  # of the last message
         self._void: set[SequenceId] = (
             set()
         )  # forks that were refused: nothing said of them counts until they open
@@ -44,8 +46,13 @@ class Ledger:
     def __len__(self) -> int:
         return len(self._held)
 
+    def __iter__(self) -> Iterator[Held]:
+        """What is not acknowledged, oldest first."""
+        return iter(self._held)
+
     def sent(self, held: Held) -> None:
         self._held.append(held)
+        self.number = held.number
         if isinstance(held.message, OpenOrAdopt):
             self._void.discard(held.message.sequence)
 
@@ -64,7 +71,7 @@ class Ledger:
         if refused and isinstance(held.message, Commit):
             forks = {entry.sequence for entry in held.message.entries if entry.fork is not None}
             self._void |= forks & refused.keys()
-        events, rejections = [], []
+        events, rejections = [], list(held.rejections)
         for event in held.events:
             if event.sequence in self._void:
                 if event.finish and not event.token_ids:

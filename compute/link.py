@@ -18,6 +18,7 @@ import structlog
 import zmq
 
 from compute.codec import encode_rejected, encode_tokens
+from compute.comeback import Comeback
 from compute.front import Front
 from compute.ledger import Held, Ledger, Shown
 from compute.mailbox import (
@@ -34,6 +35,7 @@ from compute.mailbox import (
     ToStep,
     Unasked,
 )
+from compute.reconcile import answer, by_sequence
 from compute.report import log_end
 from compute.request import Request
 from compute.scheduler import Outcome, Rejection, TokenEvent
@@ -43,9 +45,14 @@ from kvmanager.errors import KvError, Unavailable
 from kvmanager.messages import (
     Acked,
     Commit,
+    Fenced,
     FinishReason,
+    Grant,
+    Granted,
     Heartbeat,
+    Holdings,
     Numbered,
+    OpenOrAdopt,
     Release,
     Reply,
     SequenceId,
@@ -55,6 +62,14 @@ from kvmanager.messages import (
 HEARTBEAT_S: Final = 0.2
 
 log = structlog.get_logger()
+
+
+class Away(Enum):
+    """Whether there is a daemon to talk to."""
+
+    NO = "it is there"
+    GONE = "it is gone; another is waited for"
+    ASKING = "another is there; what it knows is asked"
 
 
 class End(Enum):
@@ -77,14 +92,23 @@ class Link:
         attachment: Attachment,
         worker: Worker,
         mail: tuple[Inbox[ToStep], Outbox[ToLink]],
+        *,
+        comeback: Comeback | None = None,
+        gateway_ttl_s: float = 60.0,
     ) -> None:
+        """Without `comeback` the daemon's end is this worker's. A gateway that is gone has `gateway_ttl_s` to be
+        replaced before its sequences end."""
         self._front = front
         self._daemon = daemon
         self._attachment = attachment
+        self._comeback = comeback
+        self._away = Away.NO
         self._worker = worker
         self._inbox, self._outbox = mail
         self._ledger = Ledger()
         self._owners: dict[SequenceId, bytes] = {}
+        self._unheard: dict[bytes, float] = {}  # gateways that are gone → until when their sequences run
+        self._gateway_ttl_s = gateway_ttl_s
         self._drain_until: float | None = None
         self._end: End | None = None
         self.error: BaseException | None = None  # with DAEMON_GONE and CRASHED: what happened
@@ -100,6 +124,11 @@ class Link:
         """Drain and end; called again: end at once. For signal handlers."""
         self._asked += 1
         self._outbox.wake()
+
+    def close(self, linger_ms: int = 0) -> None:
+        """The connection to the daemon; what was sent and is not out yet has this much time."""
+        self._daemon.close(linger_ms)
+        self._attachment.close()
 
     def run(self, grace_s: float) -> End:
         """Until the end, and tells every open request about it."""
@@ -125,11 +154,12 @@ class Link:
 
     def _wait(self) -> None:
         """Sleeps until something arrives or the next heartbeat is due."""
-        self._poller.register(self._daemon.socket, self._daemon.events)
+        if self._away is not Away.GONE:
+            self._poller.register(self._daemon.socket, self._daemon.events)
         due = min(self._next_beat, self._drain_until or self._next_beat)
         ready = dict(self._poller.poll(max(0, int((due - time.monotonic()) * 1000) + 1)))
-        if self._attachment.fileno() in ready:
-            self._fail(End.DAEMON_GONE, Unavailable("the KV manager closed the attachment"))
+        if self._away is not Away.GONE and self._attachment.fileno() in ready:
+            self._lose_daemon()
 
     # ------------------------------------------------------------------------------------------- gateways
 
@@ -141,44 +171,115 @@ class Link:
                 self._inbox.put(message)
 
     def _submit(self, request: Request) -> None:
-        """A sequence that is live already is the same message again: ignored."""
-        if request.sequence not in self._owners:
-            self._owners[request.sequence] = request.client
+        """The newest gateway that submits a sequence is told of it (rule 15)."""
+        known = self._owners.get(request.sequence)
+        self._owners[request.sequence] = request.client
+        self._unheard.pop(request.client, None)
+        if known is None or known != request.client:
             self._inbox.put(Submitted(request))
 
     def _show(self, step: int, events: Iterable[TokenEvent]) -> None:
         """One Tokens message for each gateway."""
         by_client = defaultdict(list)
         for event in events:
-            if event.sequence in self._owners:
-                by_client[event.client].append(event)
+            owner = self._owners.get(event.sequence)
+            if owner is not None:
+                by_client[owner].append(event)
             if event.finish:
                 self._owners.pop(event.sequence, None)
         for client, own in by_client.items():
-            if not all(self._front.send(client, frame) for frame in encode_tokens(step, own)):
+            if client not in self._unheard and not all(
+                self._front.send(client, frame) for frame in encode_tokens(step, own)
+            ):
                 self._lost(client)
 
     def _reject(self, rejection: Rejection) -> None:
         client = self._owners.pop(rejection.sequence, None)
-        if client is not None and not self._front.send(client, encode_rejected(rejection)):
+        if (
+            client is not None
+            and client not in self._unheard
+            and not self._front.send(client, encode_rejected(rejection))
+        ):
             self._lost(client)
 
     def _lost(self, client: bytes) -> None:
-        """Nobody reads what its sequences would give."""
-        orphans = [sequence for sequence, owner in self._owners.items() if owner == client]
-        log.warning("a gateway is gone", gateway=client.hex()[:8], canceled=len(orphans))
-        for sequence in orphans:
-            del self._owners[sequence]
-            self._inbox.put(Canceled(sequence, FinishReason.CANCELLED))
+        """Nobody reads what its sequences give. It is recorded all the same, for another gateway (rule 15)."""
+        log.warning("a gateway is gone", gateway=client.hex()[:8], its_sequences=len(self._of(client)))
+        self._unheard[client] = time.monotonic() + self._gateway_ttl_s
+
+    def _of(self, client: bytes) -> list[SequenceId]:
+        return [sequence for sequence, owner in self._owners.items() if owner == client]
+
+    def _end_unheard(self, now: float) -> None:
+        """Sequences that nobody has asked for in time."""
+        for client in [client for client, until in self._unheard.items() if until <= now]:
+            del self._unheard[client]
+            for sequence in self._of(client):
+                del self._owners[sequence]
+                self._inbox.put(Canceled(sequence, FinishReason.CANCELLED))
 
     # -------------------------------------------------------------------------------------------- daemon
 
+    def _lose_daemon(self) -> None:
+        """Its end of the attachment closed: it died, and another comes; or it fenced us, and will say so."""
+        if self._comeback is None:
+            self._fail(End.DAEMON_GONE, Unavailable("the KV manager closed the attachment"))
+            return
+        log.warning("the KV manager is away", unacknowledged=len(self._ledger))
+        for source in (self._daemon.socket, self._attachment.fileno()):
+            self._poller.unregister(source)
+        self._daemon.close()
+        self._attachment.connection.close()  # its descriptors may be needed yet, to map the pool
+        self._away = Away.GONE
+        self._comeback.begin(self._attachment.session, self._outbox.wake)
+
+    def _come_back(self) -> None:
+        """What the thread that attaches again found."""
+        assert self._comeback is not None
+        found = self._comeback.take()
+        if isinstance(found, KvError):
+            self._fail(End.DAEMON_GONE, found)
+        elif found is not None:
+            self._attachment.close()
+            self._attachment, self._daemon = found, self._comeback.connect(found)
+            self._poller.register(found.fileno(), zmq.POLLIN)
+            self._away = Away.ASKING
+            self._daemon.ask_holdings()
+
     def _from_daemon(self) -> None:
+        if self._away is Away.GONE:
+            self._come_back()
+            return
         try:
             for number, reply in self._daemon.receive():
-                self._heard(number, reply)
+                if isinstance(reply, Holdings):
+                    self._reconcile(reply)
+                else:
+                    self._heard(number, reply)
         except KvError as error:
             self._fail(End.DAEMON_GONE, error)
+
+    def _reconcile(self, holdings: Holdings) -> None:
+        """The answers that the former daemon could not give, then everything that it never got, in the old order."""
+        held, applied = by_sequence(holdings), self._attachment.answer.number
+        again = []
+        for one in [one for one in self._ledger if one.number <= applied]:
+            if isinstance(one.message, OpenOrAdopt):
+                again.append(one.message)
+            self._heard(
+                one.number,
+                Granted(blocks=()) if isinstance(one.message, Grant) else answer(one.message, held),
+            )
+        self._inbox.put(Unasked(holdings))
+        self._away = Away.NO
+        for one in self._ledger:
+            number = self._daemon.send(one.message)
+            assert number == one.number, "a session's numbers have no gap"
+        for message in again:
+            self._send(message)
+        log.info(
+            "the KV manager is back", boot_epoch=self._attachment.boot_epoch, sent_again=len(self._ledger)
+        )
 
     def _heard(self, number: int, reply: Reply) -> None:
         acked = reply if isinstance(reply, Acked) else Acked()
@@ -192,13 +293,22 @@ class Link:
         for rejection in shown.rejections:
             self._reject(rejection)
         message = shown.held.message
-        if isinstance(message, Commit | Release):
+        if isinstance(message, Commit | Release | Fenced):
             self._inbox.put(Applied(message, acked))
         for refusal in acked.refusals:
             log.error("the KV manager refused", what=type(message).__name__, reason=refusal.message)
 
-    def _send(self, message: Numbered, step: int = 0, events: Iterable[TokenEvent] = ()) -> None:
-        self._ledger.sent(Held(self._daemon.send(message), message, step, tuple(events)))
+    def _send(
+        self,
+        message: Numbered,
+        step: int = 0,
+        events: Iterable[TokenEvent] = (),
+        rejections: Iterable[Rejection] = (),
+    ) -> None:
+        """Numbered and kept until it is acknowledged; while the daemon is away it goes out later."""
+        self._ledger.sent(Held(self._ledger.number + 1, message, step, tuple(events), tuple(rejections)))
+        if self._away is Away.NO:
+            self._daemon.send(message)
 
     # --------------------------------------------------------------------------------------- step thread
 
@@ -223,6 +333,11 @@ class Link:
             self._show(self._worker.scheduler.progress.step, outcome.events)
         if outcome.release is not None:
             self._send(outcome.release)
+        for ref, rejection in ((one.ref, one.rejection) for one in outcome.handed_over):
+            if ref.epoch:
+                self._send(Fenced(sequence=ref.sequence, epoch=ref.epoch), rejections=(rejection,))
+            else:
+                self._reject(rejection)  # the daemon has no record of it
         for rejection in outcome.rejections:
             self._reject(rejection)
         for ended in outcome.ended:
@@ -234,8 +349,10 @@ class Link:
         now = time.monotonic()
         if now >= self._next_beat:
             self._next_beat = now + HEARTBEAT_S
+            self._end_unheard(now)
             self._note_state()
-            self._daemon.heartbeat(heartbeat(self._worker))
+            if self._away is not Away.GONE:
+                self._daemon.heartbeat(heartbeat(self._worker))
 
     def _note_state(self) -> None:
         if self._state is WorkerState.WARMING and self._worker.state is WorkerState.READY:
@@ -254,7 +371,8 @@ class Link:
             self._end = End.AT_ONCE
         elif self._drained():
             self._end = End.DRAINED
-            self._daemon.heartbeat(replace(heartbeat(self._worker), state=WorkerState.DRAINING))
+            if self._away is not Away.GONE:
+                self._daemon.heartbeat(replace(heartbeat(self._worker), state=WorkerState.DRAINING))
         elif time.monotonic() >= self._drain_until:
             self._end = End.GRACE_OVER
 
@@ -274,7 +392,7 @@ class Link:
 
     def _tell_all(self, end: End) -> None:
         """Nobody is left without an answer."""
-        failed: KvError = KvError(end.value) if end is End.CRASHED else Unavailable(end.value)
+        failed = Unavailable(end.value)  # another worker may adopt them
         for sequence, client in list(self._owners.items()):
             self._reject(
                 Rejection(sequence=sequence, client=client, code=failed.code, message=failed.message)
@@ -295,6 +413,8 @@ def heartbeat(worker: Worker) -> Heartbeat:
         steps_waited=progress.steps_waited,
         wait_p99_ms=progress.wait_p99_ms,
         preemptions=progress.preemptions,
+        replayed=progress.replayed,
+        reprefilled=progress.reprefilled,
         prompt_tokens=progress.prompt_tokens,
         generation_tokens=progress.generation_tokens,
     )

@@ -3,7 +3,7 @@
     0 ......................... cached_len ..... len(token_ids) ............ prompt_len + max_tokens
     [ cached blocks ][ a begin, copied ][ to be computed: from the float ][ output: reserved in the token arena alone ]
 
-Adopting another worker's sequence is not built: its owner's end closes it.
+A sequence whose worker is gone is adopted (`orphans`): it comes before all that is new.
 """
 
 from array import array
@@ -12,6 +12,7 @@ from kvmanager.errors import Conflict, Invalid, KvError, PoolTooSmall, ResourceE
 from kvmanager.following import follow
 from kvmanager.layout import within
 from kvmanager.messages import CopyOrder, Fork, Opened, OpenKind, OpenOrAdopt, Refused, Wait
+from kvmanager.orphans import adopt, lacks_fresh, own
 from kvmanager.parts import Parts
 from kvmanager.prefix import Begin
 from kvmanager.records import MAX_REQUEST_BYTES, MAX_REQUEST_ID_BYTES
@@ -40,6 +41,7 @@ def validate(parts: Parts, message: OpenOrAdopt) -> None:
     spec = parts.spec
     validate_terms(parts, message)
     within("sequence bytes", len(message.sequence), 16, 16)
+    within("prompt_len", message.prompt_len, 0, len(message.token_ids))
     within("token_ids length", len(message.token_ids), 1, spec.max_model_len)
     within("token id", max(message.token_ids), 0, spec.vocab_size - 1)
     within("token id", min(message.token_ids), 0, spec.vocab_size - 1)
@@ -59,7 +61,8 @@ def validate_terms(parts: Parts, message: OpenOrAdopt | Fork) -> None:
 
 def open_new(parts: Parts, session: Session, message: OpenOrAdopt, now_ns: int) -> Opened | Wait:
     """A sequence that nobody knew."""
-    capacity = capacity_of(parts, len(message.token_ids), message.max_tokens)
+    capacity = capacity_of(parts, message.prompt_len or len(message.token_ids), message.max_tokens)
+    within("token_ids length", len(message.token_ids), 1, capacity)
     sequence = Sequence(
         id=message.sequence,
         group=message.group,
@@ -73,7 +76,8 @@ def open_new(parts: Parts, session: Session, message: OpenOrAdopt, now_ns: int) 
         opened_ns=now_ns,
         moved_ns=now_ns,
         bypass_prefix=message.bypass_prefix,
-        prompt_len=len(message.token_ids),
+        prompt_len=message.prompt_len or len(message.token_ids),
+        stepped=False,
         tokens=array("I", message.token_ids),
     )
     hits = find_prefix(parts, sequence)
@@ -83,15 +87,19 @@ def open_new(parts: Parts, session: Session, message: OpenOrAdopt, now_ns: int) 
     begin = find_begin(parts, session, sequence, hits)
     make_room(parts, sequence, message.request, capacity)
     start(parts, session, sequence, hits, begin)
+    if sequence.recorded_len > sequence.prompt_len:  # its record was lost
+        parts.reprefilled += sequence.recorded_len - 1 - sequence.kv_len
     return opened(parts, sequence, OpenKind.NEW)
 
 
 def reopen(
     parts: Parts, session: Session, known: Sequence, message: OpenOrAdopt, now_ns: int
 ) -> Opened | Wait:
-    """A sequence with a record: yours already, or yours again after a preemption."""
+    """A sequence with a record: yours already, yours again after a preemption, or yours after another's end."""
     if known.state == SequenceState.FINISHED:
         raise Conflict("the sequence is finished", finish=known.finish.name)
+    if known.state == SequenceState.ORPHANED:
+        return take_over(parts, session, known, message, now_ns)
     if known.owner != session.holder:
         raise Conflict("another worker runs the sequence")
     if known.state == SequenceState.OPEN:
@@ -100,19 +108,54 @@ def reopen(
         raise Invalid(
             "token_ids differ from the recorded ones", field="token_ids", recorded=known.recorded_len
         )
+    return resume(parts, session, known, message, OpenKind.RESUMED, now_ns)
+
+
+def take_over(
+    parts: Parts, session: Session, known: Sequence, message: OpenOrAdopt, now_ns: int
+) -> Opened | Wait:
+    """Adopt a sequence that has no worker; one without KV begins anew, from the cache."""
+    common = min(len(message.token_ids), known.recorded_len)
+    if array("I", message.token_ids)[:common] != known.tokens[:common] or common < known.prompt_len:
+        raise Invalid(
+            "token_ids differ from the recorded ones", field="token_ids", recorded=known.recorded_len
+        )
+    if known.deaths and any(suspect(other, session) for other in parts.sequences.open.values()):
+        return Wait(sequence=known.id, needed_blocks=0, available_blocks=0)  # suspects run alone, one by one
+    if known.row < 0:
+        return resume(parts, session, known, message, OpenKind.ADOPTED, now_ns)
+    wait = lacks_fresh(parts, known)
+    if wait:
+        return wait
+    adopt(parts, session, known, now_ns)
+    return opened(parts, known, OpenKind.ADOPTED)
+
+
+def suspect(sequence: Sequence, session: Session) -> bool:
+    """Whether workers died of it, perhaps, and this session has not shown yet that it is harmless."""
+    return sequence.deaths > 0 and not sequence.stepped and sequence.owner == session.holder
+
+
+def resume(  # noqa: PLR0917 - who, what, how and when
+    parts: Parts, session: Session, known: Sequence, message: OpenOrAdopt, kind: OpenKind, now_ns: int
+) -> Opened | Wait:
+    """Give a sequence without a row a new one, which begins with what is cached of it. Who adopts waits for nobody."""
     known.bypass_prefix = message.bypass_prefix  # what is still to be computed decides, not how it began
     hits = find_prefix(parts, known)
-    wait = follow(parts, session, known, hits, now_ns) or lacks_blocks(parts, session, known, hits)
+    wait = follow(parts, session, known, hits, now_ns) if kind == OpenKind.RESUMED else None
+    wait = wait or lacks_blocks(parts, session, known, hits)
     if wait:
         return wait
     if not parts.rows.unused:
         raise ResourceExhausted("all table rows are taken", rows=len(parts.rows.blocks))
     begin = find_begin(parts, session, known, hits)
     known.epoch, known.moved_ns = known.epoch + 1, now_ns
+    if kind == OpenKind.ADOPTED:
+        own(parts, session, known)
     known.state = SequenceState.OPEN
     parts.sequences.open[known.slot] = known
     start(parts, session, known, hits, begin)
-    return opened(parts, known, OpenKind.RESUMED)
+    return opened(parts, known, kind)
 
 
 def capacity_of(parts: Parts, prompt_len: int, max_tokens: int) -> int:
@@ -149,7 +192,10 @@ def lacks_blocks(
     the hits that is to be kept."""
     blocks, kept = parts.blocks, hits if source is None else [*hits, source]
     available = blocks.available + session.float_blocks - sum(blocks.refs[block] == 0 for block in kept)
-    needed = parts.blocks_of(sequence.recorded_len) - len(hits) + 1
+    reserve = (
+        1 + len(parts.sequences.open) + len(parts.sequences.orphans)
+    )  # rule 5: a tail for whoever adopts
+    needed = parts.blocks_of(sequence.recorded_len) - len(hits) + reserve
     for other in parts.sequences.open.values():
         needed += max(0, other.target_blocks - len(parts.rows.blocks[other.row]))
     if needed <= available:
@@ -202,7 +248,7 @@ def find_begin(parts: Parts, session: Session, sequence: Sequence, hits: list[in
     if begin is None or lacks_blocks(parts, session, sequence, hits, begin.source):
         return None
     unused = sum(blocks.refs[block] == 0 for block in (*hits, begin.source))
-    return begin if blocks.available > unused else None
+    return begin if parts.grantable > unused + 1 else None  # it is one more that may have to be adopted
 
 
 def opened(parts: Parts, sequence: Sequence, kind: OpenKind) -> Opened:
@@ -214,7 +260,8 @@ def opened(parts: Parts, sequence: Sequence, kind: OpenKind) -> Opened:
         kv_len=sequence.kv_len,
         cached_len=sequence.cached_len,
         blocks=[parts.blocks.ref(block) for block in parts.rows.blocks[sequence.row]],
-        token_ids=list(sequence.tokens) if kind == OpenKind.YOURS else (),
+        token_ids=list(sequence.tokens) if kind in (OpenKind.YOURS, OpenKind.ADOPTED) else (),
+        alone=kind == OpenKind.ADOPTED and sequence.deaths > 0,
         copies=copies_of(parts, sequence),
     )
 

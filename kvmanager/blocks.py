@@ -3,6 +3,8 @@
     free ──take──> granted ──open_tail──> tail ──seal──> sealed ──deref──> cached (sealed, refcount 0) ──evict──> free
                       └──────── quarantine ──┴──> quarantined ──prove_gone──> free
 
+A tail of a sequence that lost its worker stays in its row, quarantined (`strand`), until an adopter owns it (`own`) or
+copied it.
 Who refers to a block: rows that name it, and copy orders that read it. A block without a row that is still read keeps
 what it holds: sealed, or quarantined without a holder once nobody can write it any more.
 
@@ -170,6 +172,16 @@ class BlockPool:
         elif not self.refs[block]:
             self._unused(block, now_ns)
 
+    def strand(self, block: int, *, quarantine: bool) -> None:
+        """The row that names this tail lost its owner, who may still write, or said that it stopped."""
+        assert self.state[block] == TAIL
+        self._move(block, QUARANTINED, self.holder[block] if quarantine else 0)
+
+    def own(self, block: int, holder: int) -> None:
+        """A stranded tail that nobody can write any more has an owner again."""
+        assert (self.state[block], self.holder[block]) == (QUARANTINED, 0)
+        self._move(block, TAIL, holder)
+
     def read(self, block: int) -> None:
         """A copy order is made that reads the block: until `unread` it keeps what it holds."""
         assert self.state[block] in (TAIL, SEALED, QUARANTINED)
@@ -182,12 +194,8 @@ class BlockPool:
         if not self.reads[block]:
             del self.reads[block]
         self._unrefer(block)
-        if self.refs[block]:
-            return
-        if self.state[block] == SEALED:
+        if not self.refs[block]:
             self._unused(block, now_ns)
-        elif self.holder[block] == 0:
-            self._free(block)
 
     def give_back(self, block: int) -> None:
         """A granted block leaves its session's float."""
@@ -203,7 +211,7 @@ class BlockPool:
         """The session's process cannot write any more: its quarantine ends. How many blocks came back."""
         freed = 0
         for block in self.held(holder, QUARANTINED):
-            if self.refs[block]:  # a copy order reads it
+            if self.refs[block]:  # a copy order reads it, or an orphan's row names it
                 self._move(block, QUARANTINED, 0)
             else:
                 self._free(block)
@@ -228,10 +236,13 @@ class BlockPool:
         self.shared -= self.refs[block] == 1 and self.state[block] == SEALED
 
     def _unused(self, block: int, now_ns: int) -> None:
-        """A sealed block that nobody refers to: cached where look-ups find it. The end of a private one is a use of the
-        block that look-ups find in its place: what its row sealed behind it hangs there."""
+        """A block that nobody refers to: sealed ones are cached where look-ups find them; what may still be written
+        stays in quarantine. The end of a private one is a use of the block that look-ups find in its place: what its
+        row sealed behind it hangs there."""
         if self.indexed[block]:
             self._cache(block, now_ns)
+            return
+        if self.holder[block]:
             return
         twin = self.by_key.get(self.key[block], -1)
         if twin >= 0 and self.refs[twin] == 0:

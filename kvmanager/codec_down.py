@@ -11,11 +11,16 @@ from kvmanager.messages import (
     BlockRef,
     CopyOrder,
     Drain,
+    FinishReason,
     Granted,
+    Handover,
+    Holding,
+    Holdings,
     Opened,
     OpenKind,
     Refusal,
     Refused,
+    Resume,
     Retry,
     Revoke,
     Wait,
@@ -54,6 +59,7 @@ def encode_opened(body: pb.Opened, message: Opened) -> None:
     body.kind = int(message.kind)  # type: ignore[assignment]
     body.recorded_len, body.kv_len, body.cached_len = message.recorded_len, message.kv_len, message.cached_len
     body.blocks, body.token_ids = pack_blocks(message.blocks), pack(message.token_ids)
+    body.lost_len, body.alone = message.lost_len, message.alone
     for source, destination, slots in message.copies:
         body.copies.add(source=pack_blocks([source]), destination=pack_blocks([destination]), slots=slots)
 
@@ -82,6 +88,8 @@ def decode_opened(body: pb.Opened) -> Opened:
         cached_len=body.cached_len,
         blocks=unpack_blocks(body.blocks, "blocks"),
         token_ids=unpack_ids(body.token_ids, "token_ids"),
+        lost_len=body.lost_len,
+        alone=body.alone,
         copies=tuple(map(decode_copy, few(body.copies, "copies"))),
     )
 
@@ -131,12 +139,26 @@ def decode_retry(body: pb.Retry) -> Retry:
     return Retry(sequence=sequence_id(body.sequence))
 
 
-def encode_drain(_body: pb.Drain, _message: Drain) -> None:
+def encode_holdings(body: pb.Holdings, message: Holdings) -> None:
+    body.blocks = pack_blocks(message.blocks)
+    for sequence, epoch, recorded_len, finish in message.sequences:
+        added = body.sequences.add(sequence=sequence, epoch=epoch, recorded_len=recorded_len)
+        added.finish = int(finish)  # type: ignore[assignment]
+
+
+def decode_holding(body: pb.Holding) -> Holding:
+    finish = member(FinishReason, body.finish, "sequences.finish")
+    return Holding(sequence_id(body.sequence, "sequences.sequence"), body.epoch, body.recorded_len, finish)
+
+
+def decode_holdings(body: pb.Holdings) -> Holdings:
+    return Holdings(
+        sequences=tuple(map(decode_holding, body.sequences)), blocks=unpack_blocks(body.blocks, "blocks")
+    )
+
+
+def encode_nothing(_body: object, _message: object) -> None:
     """Nothing to say beyond the kind."""
-
-
-def decode_drain(_body: pb.Drain) -> Drain:
-    return Drain()
 
 
 BODIES: Final[dict[type, tuple[str, Callable[[Any, Any], None], Callable[[Any], Any]]]] = {
@@ -147,5 +169,8 @@ BODIES: Final[dict[type, tuple[str, Callable[[Any, Any], None], Callable[[Any], 
     Refused: ("refused", encode_refused, decode_refused),
     Revoke: ("revoke", encode_revoke, decode_revoke),
     Retry: ("retry", encode_retry, decode_retry),
-    Drain: ("drain", encode_drain, decode_drain),
+    Holdings: ("holdings", encode_holdings, decode_holdings),
+    Drain: ("drain", encode_nothing, lambda _: Drain()),
+    Handover: ("handover", encode_nothing, lambda _: Handover()),
+    Resume: ("resume", encode_nothing, lambda _: Resume()),
 }

@@ -54,6 +54,7 @@ def encode_open(body: pb.OpenOrAdopt, message: OpenOrAdopt) -> None:
         message.bypass_prefix,
         message.request_id,
     )
+    body.prompt_len = message.prompt_len
 
 
 def decode_open(body: pb.OpenOrAdopt) -> OpenOrAdopt:
@@ -71,6 +72,7 @@ def decode_open(body: pb.OpenOrAdopt) -> OpenOrAdopt:
         arrival_ns=within(body.arrival_ns, 0, 2**63 - 1, "arrival_ns"),
         tenant=exact(body.tenant, HASH_BYTES, "tenant"),
         bypass_prefix=body.bypass_prefix,
+        prompt_len=body.prompt_len,
         request_id=short(body.request_id, 128, "request_id"),
     )
 

@@ -22,6 +22,7 @@ from kvmanager.messages import (
     SequenceRef,
 )
 from kvmanager.messages import Fenced as FencedMessage
+from kvmanager.orphans import orphan
 from kvmanager.parts import Parts
 from kvmanager.sequences import Sequence, SequenceState
 from kvmanager.sessions import Session
@@ -167,6 +168,8 @@ def apply_entry(parts: Parts, session: Session, sequence: Sequence, entry: Commi
         parts.sequences.append(sequence, entry.token_ids)
     if entry.copies_done:
         parts.end_copy(sequence, now_ns)
+    if not sequence.stepped and entry.kv_len > sequence.kv_len:
+        prove_harmless(parts, sequence)
     if entry.preempted:
         parts.hold_row(sequence, SequenceState.PREEMPTED)
         parts.preemptions += 1
@@ -181,6 +184,14 @@ def apply_entry(parts: Parts, session: Session, sequence: Sequence, entry: Commi
     if sequence.state == SequenceState.OPEN:
         parts.sequences.put_lengths(sequence)
     else:
+        parts.sequences.put(sequence)
+
+
+def prove_harmless(parts: Parts, sequence: Sequence) -> None:
+    """A step of it was committed: no death so far was its fault (rule 12)."""
+    sequence.stepped = True
+    if sequence.deaths:
+        sequence.deaths = 0
         parts.sequences.put(sequence)
 
 
@@ -252,5 +263,11 @@ def release_row(parts: Parts, session: Session, ref: SequenceRef, now_ns: int) -
 
 
 def fenced(parts: Parts, session: Session, message: FencedMessage, now_ns: int) -> Acked:
-    """The worker has dropped a sequence: what it held of it comes back as by a Release."""
+    """The worker has stopped and dropped a sequence: one that lives waits for another worker, and nothing of it is in
+    quarantine; what was held of an ended one comes back as by a Release."""
+    sequence = parts.sequences.by_id.get(message.sequence)
+    live = sequence is not None and sequence.state in (SequenceState.OPEN, SequenceState.PREEMPTED)
+    if live and sequence is not None and (sequence.owner, sequence.epoch) == (session.holder, message.epoch):
+        orphan(parts, sequence, now_ns, quarantine=False)
+        return Acked()
     return release(parts, session, Release(rows=[SequenceRef(message.sequence, message.epoch)]), now_ns)

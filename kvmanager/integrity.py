@@ -32,6 +32,7 @@ class Image(NamedTuple):
     layout: MetaLayout
     view: MetaView
     refs: Any  # [num_blocks]: rows that name it
+    stranded: Any  # [num_blocks]: those of orphans
     reads: Any  # [num_blocks]: copy orders that read it
     keys: KeyChain
 
@@ -40,8 +41,8 @@ def check_buffer(buffer: Buffer, digest: Hash = sha256) -> list[Finding]:
     """Everything wrong in the metadata's records. Raises CorruptMetadata when the header itself is not readable."""
     layout = MetaLayout.from_header(buffer)
     view = layout.view(buffer)
-    counted = np.zeros((2, layout.num_blocks), np.int64)
-    image = Image(layout, view, counted[0], counted[1], KeyChain(layout.spec, digest))
+    counted = np.zeros((3, layout.num_blocks), np.int64)
+    image = Image(layout, view, counted[0], counted[1], counted[2], KeyChain(layout.spec, digest))
     found = [*check_words(view), *check_sessions(view), *check_sequences(image), *check_row_records(image)]
     if found:
         return found  # what follows relies on these
@@ -119,9 +120,11 @@ def ownership_faults(image: Image, record: Any, slot: int) -> Iterator[str]:
     view, state = image.view, int(record["state"])
     owner, row = int(record["owner"]), int(record["row"])
     alive = 0 < owner <= len(view.sessions) and int(view.sessions[owner - 1]["state"]) == SessionState.ALIVE
-    if not alive and (owner or state != SequenceState.FINISHED):
+    if not alive and (owner or state not in (SequenceState.FINISHED, SequenceState.ORPHANED)):
         yield f"its owner {owner} is no living session"
-    if (state == SequenceState.OPEN) != (row != 0):
+    if owner and state == SequenceState.ORPHANED:
+        yield f"an orphan with owner {owner}"
+    if state != SequenceState.ORPHANED and (state == SequenceState.OPEN) != (row != 0):
         yield f"row {row - 1} in state {state}"
     elif row > image.layout.num_rows:
         yield f"row {row - 1}, there are {image.layout.num_rows}"
@@ -146,7 +149,7 @@ def check_row_records(image: Image) -> Iterator[Finding]:
         sequence, length = int(record["sequence"]), int(record["length"])
         if sequence > layout.num_records or not view.sequences[sequence - 1]["state"]:
             yield Finding("row", name, f"belongs to record {sequence - 1}, which is unused")
-        elif int(view.sequences[sequence - 1]["owner"]) == 0:
+        elif not owned(view.sequences[sequence - 1]):
             yield Finding("row", name, "belongs to a sequence without owner")
         elif int(view.sequences[sequence - 1]["row"]) != row + 1 and open_in(view, sequence, record):
             yield Finding("row", name, "is a second row of a sequence's present epoch")
@@ -160,6 +163,11 @@ def check_row_records(image: Image) -> Iterator[Finding]:
             yield Finding("row", name, "names a block twice")
 
 
+def owned(sequence: Any) -> bool:
+    """Whether rows of it may be there."""
+    return int(sequence["owner"]) > 0 or int(sequence["state"]) == SequenceState.ORPHANED
+
+
 def open_in(view: MetaView, sequence: int, row: Any) -> bool:
     """Is the sequence open in the epoch that the row was made for?"""
     record = view.sequences[sequence - 1]
@@ -170,21 +178,27 @@ def open_in(view: MetaView, sequence: int, row: Any) -> bool:
 
 
 def count_references(image: Image) -> None:
-    for row in image.view.rows["sequence"].nonzero()[0].tolist():
-        image.refs[image.view.entries[row, : int(image.view.rows[row]["length"])]] += 1
+    view = image.view
+    for row in view.rows["sequence"].nonzero()[0].tolist():
+        blocks = view.entries[row, : int(view.rows[row]["length"])]
+        orphan = int(view.sequences[int(view.rows[row]["sequence"]) - 1]["state"]) == SequenceState.ORPHANED
+        image.refs[blocks] += 1
+        image.stranded[blocks] += orphan
     image.reads[:] = integrity_copies.reads(image.layout, image.view)
 
 
 def check_blocks(image: Image) -> Iterator[Finding]:
     records, sessions = image.view.blocks, image.view.sessions["state"].tolist()
-    refs, reads = image.refs.tolist(), image.reads.tolist()
+    refs, reads, stranded = image.refs.tolist(), image.reads.tolist(), image.stranded.tolist()
     for block, (state, indexed, holder) in enumerate(
         zip(records["state"].tolist(), records["indexed"].tolist(), records["holder"].tolist(), strict=True)
     ):
-        for kind, message in block_faults(state, indexed, refs[block], reads[block]):
+        rows = refs[block] - (stranded[block] if state == QUARANTINED else 0)
+        for kind, message in block_faults(state, indexed, rows, reads[block]):
             yield Finding(kind, f"block {block}", message)
         held_by = sessions[holder - 1] if 0 < holder <= len(sessions) else 0
-        wanted = 0 if state == QUARANTINED and not holder and reads[block] else HOLDERS.get(state, 0)
+        kept = state == QUARANTINED and not holder and (reads[block] or stranded[block])
+        wanted = 0 if kept else HOLDERS.get(state, 0)
         if held_by != wanted or (holder and not wanted):
             yield Finding(
                 "state", f"block {block}", f"{name_of(state)}, but its holder {holder} is not as it should be"

@@ -40,7 +40,7 @@ def order_faults(view: MetaView) -> Iterator[tuple[str, str]]:
         name, destination = record["id"].tobytes().hex(), int(record["copy_destination"])
         if states[int(record["copy_source"])] not in (SEALED, TAIL, QUARANTINED):
             yield name, f"its copy order reads block {record['copy_source']}, which holds nothing"
-        if states[destination] != TAIL or not in_a_row(view, slot, destination):
+        if states[destination] not in (TAIL, QUARANTINED) or not in_a_row(view, slot, destination):
             yield name, f"its copy order writes block {destination}, which is no tail of its rows"
 
 

@@ -83,6 +83,7 @@ class OpenOrAdopt:
     tenant: bytes
     bypass_prefix: bool = False
     request_id: str = ""
+    prompt_len: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -192,6 +193,8 @@ class Opened:
     cached_len: int
     blocks: Sequence[BlockRef]
     token_ids: Sequence[int] = ()
+    lost_len: int = 0
+    alone: bool = False
     copies: Sequence[CopyOrder] = ()
 
 
@@ -222,9 +225,36 @@ class Revoke:
     epoch: int
 
 
+class Holding(NamedTuple):
+    """One record of a session: open, preempted, or finished and not forgotten."""
+
+    sequence: SequenceId
+    epoch: int
+    recorded_len: int
+    finish: FinishReason
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Holdings:
+    """After a re-attach: what the daemon thinks the session holds. `blocks` are its float."""
+
+    sequences: Sequence[Holding]
+    blocks: Sequence[BlockRef]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Drain:
     pass
 
 
-Reply = Acked | Granted | Opened | Wait | Refused | Revoke | Retry | Drain
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Handover:
+    pass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resume:
+    pass
+
+
+Reply = Acked | Granted | Opened | Wait | Refused | Revoke | Retry | Holdings | Drain | Handover | Resume

@@ -37,11 +37,19 @@ class Parts:
         self.partial_hits = 0  # of these, by a copy
         self.preemptions = 0
         self.followers = Followers()
+        self.adoptions = 0
+        self.reprefilled = 0  # slots that were valid once and are computed again after a fault
         self.held_rows = 0  # of closed and preempted sequences: their blocks come back with a Release
 
     def blocks_of(self, tokens: int) -> int:
         """Blocks that hold this many token slots."""
         return -(-tokens // self.block_size)
+
+    @property
+    def grantable(self) -> int:
+        """Blocks that floats may get: one for each live sequence is kept back, for the tail of whoever adopts it."""
+        reserve = len(self.sequences.open) + len(self.sequences.orphans)
+        return max(0, self.blocks.available - reserve)
 
     def owner(self, sequence: Sequence) -> Session | None:
         return self.sessions.slots[sequence.owner - 1] if sequence.owner else None

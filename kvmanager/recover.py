@@ -18,6 +18,7 @@ from kvmanager.store import Store
 NUMBERS: Final = (  # the fields that a Sequence has by the same name
     "index",
     "epoch",
+    "deaths",
     "owner",
     "cached_len",
     "prompt_len",

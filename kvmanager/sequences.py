@@ -31,6 +31,7 @@ class SequenceState(IntEnum):
     OPEN = 1
     PREEMPTED = 2
     FINISHED = 3
+    ORPHANED = 4  # without a worker: the next one that asks for it adopts it
 
 
 class Copy(NamedTuple):
@@ -73,7 +74,9 @@ class Sequence:
     token_offset: int = 0
     token_capacity: int = 0
     request_offset: int = 0
-    finished_ns: int = 0
+    finished_ns: int = 0  # or orphaned
+    deaths: int = 0  # of workers that ran it and had committed nothing of it (rule 12)
+    stepped: bool = True  # its owner has committed something of it
     target_blocks: int = 0  # blocks of the tokens recorded when it was opened
     tip: Tip = Tip(0, b"", 0)  # noqa: RUF009 - a tuple
     revoked: bool = False
@@ -97,6 +100,7 @@ class SequenceTable:
         self.unused = list(range(layout.num_records))[::-1]
         self.by_id: dict[SequenceId, Sequence] = {}
         self.open: dict[int, Sequence] = {}  # by record
+        self.orphans: dict[int, Sequence] = {}  # by record
         self.finished: deque[Sequence] = deque()  # oldest first
         self.token_arena = Arena(layout.arena_tokens)
         self.request_arena = Arena(layout.request_bytes)
@@ -126,6 +130,8 @@ class SequenceTable:
         self.by_id[sequence.id] = sequence
         if sequence.state == SequenceState.OPEN:
             self.open[sequence.slot] = sequence
+        elif sequence.state == SequenceState.ORPHANED:
+            self.orphans[sequence.slot] = sequence
         elif sequence.state == SequenceState.FINISHED:
             self.finished.append(sequence)
 
@@ -133,6 +139,11 @@ class SequenceTable:
         """Record new tokens; `put_lengths` or `put` follows."""
         self._put_tokens(sequence, len(sequence.tokens), token_ids)
         sequence.tokens.extend(token_ids)
+
+    def request_of(self, sequence: Sequence) -> bytes:
+        """The request's bytes, as they were told."""
+        at = self._layout.request_arena_at + sequence.request_offset
+        return bytes(self._store.raw[at : at + sequence.request_bytes])
 
     def forget(self, sequence: Sequence) -> None:
         """Drop a finished record that holds no row."""
@@ -161,7 +172,7 @@ class SequenceTable:
         extents = s.token_offset, s.token_capacity, s.request_offset
         times = s.arrival_ns, s.opened_ns, s.finished_ns
         ids = s.id, s.group, s.tenant, request_id
-        state = s.state, s.finish, s.bypass_prefix, 0, s.index, len(s.tokens), s.kv_len
+        state = s.state, s.finish, s.bypass_prefix, s.deaths, s.index, len(s.tokens), s.kv_len
         copy = *(s.copy or NO_COPY), len(request_id)
         record = RECORD.pack(*state, s.epoch, s.owner, s.row + 1, *numbers, *extents, *times, *copy, *ids)
         self._store.put(self._layout.sequences_at + s.slot * SEQUENCE.itemsize, record)

@@ -86,6 +86,20 @@ def token_event(sequence: Sequence, got: RowResult, finish: FinishReason) -> Tok
     )
 
 
+def again_event(sequence: Sequence) -> TokenEvent:
+    """Its last recorded token once more: whoever listens learns who speaks now, and how much is recorded."""
+    return TokenEvent(
+        sequence=sequence.request.sequence,
+        client=sequence.request.client,
+        epoch=max(sequence.epoch, 1),
+        first_position=len(sequence.tokens) - 1,
+        token_ids=sequence.tokens[-1:],
+        cached_tokens=sequence.cached_len,
+        queue_seconds=sequence.queue_seconds,
+        stalled_seconds=sequence.stalled_ns / 1e9,
+    )
+
+
 def last_event(sequence: Sequence, finish: FinishReason) -> TokenEvent:
     """The end of a sequence without a token."""
     return TokenEvent(

@@ -50,6 +50,10 @@ class Waiting:
             self._held = sequence
             self._retry_at_ns = now_ns + RETRY_NS
 
+    def wake_all(self) -> None:
+        """Who would have said so is gone."""
+        self._parked.clear()
+
     def settled(self, sequence: Sequence) -> None:
         """It was opened, refused or ended: it holds nobody any more."""
         if self._held is sequence:

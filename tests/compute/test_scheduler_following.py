@@ -55,7 +55,7 @@ def test_on_one_worker_an_equal_prompt_is_computed_once(depth: int) -> None:
     pair.submit(*requests)
     pair.run()
     assert right(pair, *requests)
-    assert pair.state.prefix_waits == 2
+    assert pair.state.prefix.waits == 2
     assert computed(pair) <= len(PROMPT) + 2 * 4
 
 
@@ -99,7 +99,7 @@ def begin() -> tuple[Pair, Pair, Request, Request]:
     for _ in range(4):
         two.turn()
         two.deliver()
-    assert two.state.prefix_waits == 1
+    assert two.state.prefix.waits == 1
     assert not two.plans
     return one, two, leader, follower
 

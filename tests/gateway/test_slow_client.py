@@ -70,7 +70,8 @@ async def test_a_slow_client_gets_every_token_and_disturbs_no_other(service):
 async def test_the_buffer_of_a_stuck_client_is_bounded(service):
     async with service.client(flood):
         channel, call, _ = await stuck(service)
-        [(_, index)] = service.gateway.fleet._sinks.values()
+        [(_, binding)] = service.gateway.fleet._sinks.values()
+        index = binding.index
         async with asyncio.timeout(20):
             while index.track.final is None:
                 await asyncio.sleep(0.01)

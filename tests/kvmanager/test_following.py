@@ -68,7 +68,7 @@ def test_the_second_of_two_equal_prompts_waits_and_then_shares() -> None:
     reply = b.start(2, PROMPT)
     assert isinstance(reply, Opened)
     assert reply.cached_len == 15
-    assert state.prefix_waits == 1
+    assert state.prefix.waits == 1
 
 
 def test_the_common_begin_is_enough() -> None:

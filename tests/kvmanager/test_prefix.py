@@ -137,7 +137,7 @@ def test_the_block_that_begins_with_the_most_is_copied() -> None:
     [copy] = reply.copies
     assert (copy.slots, copy.destination, reply.cached_len) == (3, reply.blocks[0], 3)
     assert state.describe_block(copy.source.id).token_ids[:3] == [1, 2, 3]
-    assert (state.prefix_hits, state.partial_hits) == (8, 8)
+    assert (state.prefix.hits, state.prefix.partial) == (8, 8)
     assert cached(state, [1, 9, 3, 3, 3], 98) == 3
     assert cached(state, [1, 3, 3, 3, 3], 97) == 0
 

@@ -17,8 +17,9 @@ def counted(state: KvState) -> MemoryUse:
     """Everything afresh from the records: rows, blocks, lengths."""
     view, size = state.layout.view(state._parts.store.raw), state.layout.block_size
     rows = view.rows["sequence"].nonzero()[0].tolist()
-    named = Counter(b for row in rows for b in view.entries[row, : int(view.rows[row]["length"])].tolist())
     states = [BlockState(int(block)).name for block in view.blocks["state"]]
+    entries = [b for row in rows for b in view.entries[row, : int(view.rows[row]["length"])].tolist()]
+    named = Counter(b for b in entries if states[b] != "QUARANTINED")
     running = [record for record in view.sequences if record["state"] == 1]
     slots = sum(int(view.rows[int(record["row"]) - 1]["length"]) * size for record in running)
     tokens = sum(int(record["kv_len"]) for record in running)
