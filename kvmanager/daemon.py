@@ -148,6 +148,7 @@ class Daemon:
             self._expire_at = now + EXPIRE_S
             for pool in self.pools:
                 pool.state.expire(time.monotonic_ns(), self._ttl_ns, self._orphan_ttl_ns)
+                self.server.deliver_outbox(pool)
 
     def _beat(self) -> None:
         """To the keeper; also between the slices of a long allocation, which SIGTERM ends."""
