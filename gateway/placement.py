@@ -59,8 +59,10 @@ class Binding:
         """As at first, or, when it may have begun somewhere, with what is known of its output."""
         if not self.tries:
             return self.submission
-        known = max(self.submission.output_ids, self.index.track.output_ids, key=len)
-        return replace(self.submission, adopt=True, output_ids=known)
+        given = self.submission
+        known = max(given.output_ids, self.index.track.output_ids, key=len)
+        most = 4 * (given.stopping.max_tokens - 1)  # one is left to generate, or it would have ended
+        return replace(given, adopt=True, output_ids=known[:most])
 
     def renew(self) -> None:
         """Another sequence, which begins with the output known so far: the record of this one has ended."""
