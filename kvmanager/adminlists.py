@@ -122,6 +122,7 @@ def pool_info(pool: PoolView) -> pb.PoolInfo:
         exporter=spec.exporter,
         orphans=pool.state.orphans,
         adoptions=pool.state.adoptions,
+        reprefilled=pool.state.reprefilled,
     )
 
 

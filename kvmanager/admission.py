@@ -83,6 +83,8 @@ def open_new(parts: Parts, session: Session, message: OpenOrAdopt, now_ns: int) 
         return wait
     make_room(parts, sequence, message.request, capacity)
     start(parts, session, sequence, hits)
+    if sequence.recorded_len > sequence.prompt_len:  # its record was lost
+        parts.reprefilled += sequence.recorded_len - 1 - sequence.kv_len
     return opened(parts, sequence, OpenKind.NEW)
 
 

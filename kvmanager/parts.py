@@ -35,6 +35,7 @@ class Parts:
         self.prefix_hits = 0  # tokens found
         self.preemptions = 0
         self.adoptions = 0
+        self.reprefilled = 0  # slots that were valid once and are computed again after a fault
         self.held_rows = 0  # of closed and preempted sequences: their blocks come back with a Release
 
     def blocks_of(self, tokens: int) -> int:

@@ -228,6 +228,10 @@ class KvState:
         return self._parts.adoptions
 
     @property
+    def reprefilled(self) -> int:
+        return self._parts.reprefilled
+
+    @property
     def orphans(self) -> int:
         """Live sequences without a worker."""
         return len(self._parts.sequences.orphans)

@@ -120,6 +120,8 @@ _SAID = (
     "steps_waited",
     "wait_p99_ms",
     "preemptions",
+    "replayed",
+    "reprefilled",
     "prompt_tokens",
     "generation_tokens",
 )

@@ -588,7 +588,7 @@ class Snapshot(_message.Message):
     def __init__(self, version: _Optional[int] = ..., workers: _Optional[_Iterable[_Union[WorkerInfo, _Mapping]]] = ..., pools: _Optional[_Iterable[_Union[PoolInfo, _Mapping]]] = ...) -> None: ...
 
 class WorkerInfo(_message.Message):
-    __slots__ = ("id", "endpoint", "pool", "model", "state", "pid", "step", "age_ms", "busy", "running", "waiting", "float_blocks", "tokens_per_second", "steps_waited", "wait_p99_ms", "preemptions", "session", "prompt_tokens", "generation_tokens", "silent_ms")
+    __slots__ = ("id", "endpoint", "pool", "model", "state", "pid", "step", "age_ms", "busy", "running", "waiting", "float_blocks", "tokens_per_second", "steps_waited", "wait_p99_ms", "preemptions", "session", "prompt_tokens", "generation_tokens", "silent_ms", "replayed", "reprefilled")
     ID_FIELD_NUMBER: _ClassVar[int]
     ENDPOINT_FIELD_NUMBER: _ClassVar[int]
     POOL_FIELD_NUMBER: _ClassVar[int]
@@ -609,6 +609,8 @@ class WorkerInfo(_message.Message):
     PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     GENERATION_TOKENS_FIELD_NUMBER: _ClassVar[int]
     SILENT_MS_FIELD_NUMBER: _ClassVar[int]
+    REPLAYED_FIELD_NUMBER: _ClassVar[int]
+    REPREFILLED_FIELD_NUMBER: _ClassVar[int]
     id: str
     endpoint: str
     pool: str
@@ -629,10 +631,12 @@ class WorkerInfo(_message.Message):
     prompt_tokens: int
     generation_tokens: int
     silent_ms: int
-    def __init__(self, id: _Optional[str] = ..., endpoint: _Optional[str] = ..., pool: _Optional[str] = ..., model: _Optional[str] = ..., state: _Optional[_Union[WorkerState, str]] = ..., pid: _Optional[int] = ..., step: _Optional[int] = ..., age_ms: _Optional[int] = ..., busy: _Optional[bool] = ..., running: _Optional[int] = ..., waiting: _Optional[int] = ..., float_blocks: _Optional[int] = ..., tokens_per_second: _Optional[float] = ..., steps_waited: _Optional[int] = ..., wait_p99_ms: _Optional[float] = ..., preemptions: _Optional[int] = ..., session: _Optional[str] = ..., prompt_tokens: _Optional[int] = ..., generation_tokens: _Optional[int] = ..., silent_ms: _Optional[int] = ...) -> None: ...
+    replayed: int
+    reprefilled: int
+    def __init__(self, id: _Optional[str] = ..., endpoint: _Optional[str] = ..., pool: _Optional[str] = ..., model: _Optional[str] = ..., state: _Optional[_Union[WorkerState, str]] = ..., pid: _Optional[int] = ..., step: _Optional[int] = ..., age_ms: _Optional[int] = ..., busy: _Optional[bool] = ..., running: _Optional[int] = ..., waiting: _Optional[int] = ..., float_blocks: _Optional[int] = ..., tokens_per_second: _Optional[float] = ..., steps_waited: _Optional[int] = ..., wait_p99_ms: _Optional[float] = ..., preemptions: _Optional[int] = ..., session: _Optional[str] = ..., prompt_tokens: _Optional[int] = ..., generation_tokens: _Optional[int] = ..., silent_ms: _Optional[int] = ..., replayed: _Optional[int] = ..., reprefilled: _Optional[int] = ...) -> None: ...
 
 class PoolInfo(_message.Message):
-    __slots__ = ("name", "model", "fingerprint", "geometry", "num_blocks", "max_model_len", "vocab_size", "dtype", "device", "pool_bytes", "metadata_bytes", "blocks", "prefix_queries", "prefix_hits", "evictions", "preemptions", "sequences", "tokens_held", "exporter", "orphans", "adoptions")
+    __slots__ = ("name", "model", "fingerprint", "geometry", "num_blocks", "max_model_len", "vocab_size", "dtype", "device", "pool_bytes", "metadata_bytes", "blocks", "prefix_queries", "prefix_hits", "evictions", "preemptions", "sequences", "tokens_held", "exporter", "orphans", "adoptions", "reprefilled")
     NAME_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
@@ -654,6 +658,7 @@ class PoolInfo(_message.Message):
     EXPORTER_FIELD_NUMBER: _ClassVar[int]
     ORPHANS_FIELD_NUMBER: _ClassVar[int]
     ADOPTIONS_FIELD_NUMBER: _ClassVar[int]
+    REPREFILLED_FIELD_NUMBER: _ClassVar[int]
     name: str
     model: str
     fingerprint: str
@@ -675,7 +680,8 @@ class PoolInfo(_message.Message):
     exporter: str
     orphans: int
     adoptions: int
-    def __init__(self, name: _Optional[str] = ..., model: _Optional[str] = ..., fingerprint: _Optional[str] = ..., geometry: _Optional[_Union[Geometry, _Mapping]] = ..., num_blocks: _Optional[int] = ..., max_model_len: _Optional[int] = ..., vocab_size: _Optional[int] = ..., dtype: _Optional[str] = ..., device: _Optional[str] = ..., pool_bytes: _Optional[int] = ..., metadata_bytes: _Optional[int] = ..., blocks: _Optional[_Union[BlockCounts, _Mapping]] = ..., prefix_queries: _Optional[int] = ..., prefix_hits: _Optional[int] = ..., evictions: _Optional[int] = ..., preemptions: _Optional[int] = ..., sequences: _Optional[int] = ..., tokens_held: _Optional[int] = ..., exporter: _Optional[str] = ..., orphans: _Optional[int] = ..., adoptions: _Optional[int] = ...) -> None: ...
+    reprefilled: int
+    def __init__(self, name: _Optional[str] = ..., model: _Optional[str] = ..., fingerprint: _Optional[str] = ..., geometry: _Optional[_Union[Geometry, _Mapping]] = ..., num_blocks: _Optional[int] = ..., max_model_len: _Optional[int] = ..., vocab_size: _Optional[int] = ..., dtype: _Optional[str] = ..., device: _Optional[str] = ..., pool_bytes: _Optional[int] = ..., metadata_bytes: _Optional[int] = ..., blocks: _Optional[_Union[BlockCounts, _Mapping]] = ..., prefix_queries: _Optional[int] = ..., prefix_hits: _Optional[int] = ..., evictions: _Optional[int] = ..., preemptions: _Optional[int] = ..., sequences: _Optional[int] = ..., tokens_held: _Optional[int] = ..., exporter: _Optional[str] = ..., orphans: _Optional[int] = ..., adoptions: _Optional[int] = ..., reprefilled: _Optional[int] = ...) -> None: ...
 
 class BlockCounts(_message.Message):
     __slots__ = ("free", "granted", "tail", "sealed", "quarantined", "cached", "shared", "pinned")
