@@ -80,9 +80,8 @@ class Binding:
     # ------------------------------------------------------------------------------------ fleet.Sink
 
     def heard(self, entry: TokensEntry) -> None:
-        ended = (
-            entry.finish is FinishReason.CANCELLED
-        )  # by whoever had it before: what we cancel we do not hear
+        # By whoever had it before: what is cancelled here is not heard any more.
+        ended = entry.finish is FinishReason.CANCELLED
         if self.index.heard(replace(entry, finish=FinishReason.NONE) if ended else entry):
             self.since = self.refusals = 0
         if ended:
