@@ -177,7 +177,7 @@ class ScriptedDaemon(Peer):
                     group=submit.group,
                     request=bare.SerializeToString(),
                     prompt_len=record.prompt_len,
-                    prompt=record.token_ids[: 4 * record.prompt_len],
+                    prompt=b"" if submit.index else record.token_ids[: 4 * record.prompt_len],
                     session="" if record.finish else self.owners.get(sequence, ""),
                     finished=bool(record.finish),
                 )
