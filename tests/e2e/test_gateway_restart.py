@@ -6,9 +6,12 @@ import signal
 from collections.abc import Sequence
 from typing import Any
 
+import grpc
 import pytest
 
 from gateway.client import CallError, Client
+from gateway.client_calls import build_request
+from holdfast.v1 import generate_pb2_grpc as pb_grpc
 from tests.e2e.conftest import Running, until
 from tests.e2e.test_service import OPENING
 from tools.service import serving
@@ -77,6 +80,30 @@ async def test_a_killed_gateway_costs_time_and_no_token(service: Running) -> Non
         assert sorted(after.finishes) == list(range(len(after.ids)))
         assert len(after.breaks) == 1
     assert int(service.worker().get("running", 0)) == 0
+    service.assert_clean()
+
+
+async def test_what_a_disconnect_ended_goes_on_behind_its_tokens(service: Running) -> None:
+    """The gateway lives and ended the request on the worker; resumed, it says what it would have said."""
+    options = {"seed": 5, "n": 2, "request_id": "cut", "logprobs": 1} | OPTIONS
+    request = build_request(OPENING, options)
+    whole: dict[int, list[int]] = {0: [], 1: []}
+    got: dict[int, list[int]] = {0: [], 1: []}
+    async with Client(service.target) as client, grpc.aio.insecure_channel(service.target) as channel:
+        async for chunk in client.generate(OPENING, **(options | {"request_id": "whole"})):
+            whole[chunk.index] += chunk.token_ids
+        generate: Any = pb_grpc.GenerateServiceStub(channel).Generate
+        for most in (40, 60, 10_000):  # cut twice
+            call = generate(request)
+            while (message := await call.read()) is not grpc.aio.EOF:
+                got[message.index] += message.token_ids
+                if len(got[0]) >= most:
+                    break
+            call.cancel()
+            del request.resume[:]
+            for index, ids in got.items():
+                request.resume.add(index=index, offset=len(ids))
+    assert got == whole
     service.assert_clean()
 
 
