@@ -68,7 +68,8 @@ class Daemon:
         self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         router = Router(self.context, settings.sockets.daemon, keeper.get("daemon.sock"))
         self.server = Server(router, self.watch)
-        self.workers = Workers(self.loop, self.watch, self.server.deliver_outbox)
+        send, kill = self.server.deliver_outbox, settings.kill_hung
+        self.workers = Workers(self.loop, self.watch, send, kill_hung=kill)
         self.view = View(
             run_dir=settings.run_dir,
             memory_budget_bytes=settings.cpu_budget,
