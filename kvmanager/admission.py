@@ -69,7 +69,8 @@ def open_new(parts: Parts, session: Session, message: OpenOrAdopt, now_ns: int) 
         priority=message.priority,
         arrival_ns=message.arrival_ns,
         opened_ns=now_ns,
-        bypass_prefix=message.bypass_prefix,
+        bypass_prefix=message.bypass_prefix or message.no_cache,
+        private=message.no_cache,
         prompt_len=len(message.token_ids),
         tokens=array("I", message.token_ids),
     )
@@ -94,7 +95,8 @@ def reopen(parts: Parts, session: Session, known: Sequence, message: OpenOrAdopt
         raise Invalid(
             "token_ids differ from the recorded ones", field="token_ids", recorded=known.recorded_len
         )
-    known.bypass_prefix = message.bypass_prefix  # what is still to be computed decides, not how it began
+    # What is still to be computed decides, not how it began.
+    known.bypass_prefix, known.private = message.bypass_prefix or message.no_cache, message.no_cache
     hits = find_prefix(parts, known)
     wait = lacks_blocks(parts, session, known, hits)
     if wait:
@@ -166,7 +168,7 @@ def start(parts: Parts, session: Session, sequence: Sequence, hits: list[int]) -
     blocks = parts.blocks
     for block in hits:
         blocks.share(block)
-    sequence.tip = parts.prefix.tip(sequence.tenant, hits)
+    sequence.tip = parts.prefix.tip(sequence.tenant, hits, private=sequence.private)
     sequence.owner = session.holder
     sequence.row = parts.rows.open(sequence.slot, sequence.epoch, hits)
     sequence.kv_len = sequence.cached_len = len(hits) * parts.block_size

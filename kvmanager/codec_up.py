@@ -54,6 +54,7 @@ def encode_open(body: pb.OpenOrAdopt, message: OpenOrAdopt) -> None:
         message.bypass_prefix,
         message.request_id,
     )
+    body.no_cache = message.no_cache
 
 
 def decode_open(body: pb.OpenOrAdopt) -> OpenOrAdopt:
@@ -72,6 +73,7 @@ def decode_open(body: pb.OpenOrAdopt) -> OpenOrAdopt:
         tenant=exact(body.tenant, HASH_BYTES, "tenant"),
         bypass_prefix=body.bypass_prefix,
         request_id=short(body.request_id, 128, "request_id"),
+        no_cache=body.no_cache,
     )
 
 

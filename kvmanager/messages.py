@@ -75,6 +75,7 @@ class OpenOrAdopt:
     tenant: bytes
     bypass_prefix: bool = False
     request_id: str = ""
+    no_cache: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

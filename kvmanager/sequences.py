@@ -63,6 +63,7 @@ class Sequence:
     target_blocks: int = 0  # blocks of the tokens recorded when it was opened
     tip: Tip = Tip(0, b"", 0)  # noqa: RUF009 - a tuple
     revoked: bool = False
+    private: bool = False  # look-ups find none of its blocks; not in the record: an opener says it again
     held_rows: dict[int, int] = field(
         default_factory=dict
     )  # epoch → row that its former owner has not released

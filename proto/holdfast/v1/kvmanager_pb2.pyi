@@ -294,7 +294,7 @@ class Hello(_message.Message):
     def __init__(self) -> None: ...
 
 class OpenOrAdopt(_message.Message):
-    __slots__ = ("sequence", "group", "index", "request", "token_ids", "max_tokens", "priority", "arrival_ns", "tenant", "bypass_prefix", "request_id")
+    __slots__ = ("sequence", "group", "index", "request", "token_ids", "max_tokens", "priority", "arrival_ns", "tenant", "bypass_prefix", "request_id", "no_cache")
     SEQUENCE_FIELD_NUMBER: _ClassVar[int]
     GROUP_FIELD_NUMBER: _ClassVar[int]
     INDEX_FIELD_NUMBER: _ClassVar[int]
@@ -306,6 +306,7 @@ class OpenOrAdopt(_message.Message):
     TENANT_FIELD_NUMBER: _ClassVar[int]
     BYPASS_PREFIX_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    NO_CACHE_FIELD_NUMBER: _ClassVar[int]
     sequence: bytes
     group: bytes
     index: int
@@ -317,7 +318,8 @@ class OpenOrAdopt(_message.Message):
     tenant: bytes
     bypass_prefix: bool
     request_id: str
-    def __init__(self, sequence: _Optional[bytes] = ..., group: _Optional[bytes] = ..., index: _Optional[int] = ..., request: _Optional[bytes] = ..., token_ids: _Optional[bytes] = ..., max_tokens: _Optional[int] = ..., priority: _Optional[int] = ..., arrival_ns: _Optional[int] = ..., tenant: _Optional[bytes] = ..., bypass_prefix: _Optional[bool] = ..., request_id: _Optional[str] = ...) -> None: ...
+    no_cache: bool
+    def __init__(self, sequence: _Optional[bytes] = ..., group: _Optional[bytes] = ..., index: _Optional[int] = ..., request: _Optional[bytes] = ..., token_ids: _Optional[bytes] = ..., max_tokens: _Optional[int] = ..., priority: _Optional[int] = ..., arrival_ns: _Optional[int] = ..., tenant: _Optional[bytes] = ..., bypass_prefix: _Optional[bool] = ..., request_id: _Optional[str] = ..., no_cache: _Optional[bool] = ...) -> None: ...
 
 class Commit(_message.Message):
     __slots__ = ("step", "entries")
