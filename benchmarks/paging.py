@@ -25,7 +25,7 @@ from typing import Any
 
 from benchmarks import report
 from benchmarks.engine_local import LocalLink, pool_spec
-from compute.plan import RowResult, StepPlan, StepResult
+from compute.plan import RowResult, StepPlan, StepResult, StepRow
 from compute.request import Request, SamplingParams, StopRules
 from compute.scheduler import Limits, Outcome, Scheduler
 from kvmanager.layout import Geometry
@@ -159,9 +159,13 @@ class Paged:
             if plan is None:
                 self.say(self.scheduler.settle())
                 continue
-            result = StepResult([RowResult(token_id=7 if row.sample else None) for row in plan.rows])
+            result = StepResult([self.draw(row) for row in plan.rows])
             self.say(self.scheduler.advance(plan, result, self.now + 15_000_000))
             yield plan
+
+    def draw(self, row: StepRow) -> RowResult:
+        """No two requests share a prompt: which token follows does not matter."""
+        return RowResult(token_id=7 if row.sample else None)
 
     def say(self, outcome: Outcome) -> None:
         assert not outcome.rejections, outcome.rejections
