@@ -49,7 +49,7 @@ def test_sums_are_weighed_by_what_is_held() -> None:
     found = Savings(
         16, used_blocks=3, row_blocks=4, needed_blocks=2, filled_slots=5, row_slots=10, needed_slots=4
     )
-    assert [*found.figures().values()] == [0.25, 0.5, 0.5, 0.6]
+    assert [*found.figures().values()] == [0.25, 0.5, 0.5, 0.6, 0]
 
 
 @pytest.mark.parametrize("width", [2, 4, 6])
