@@ -13,8 +13,8 @@ shipped model did.
 each summed over every eighth step, beside the optimum: blocks and slots that are needed at least, where what has the
 same beginning is needed once. It comes from the sequences' tokens alone (`benchmarks.optimum`).
 
-Parallel sampling runs twice: in memory for everybody, and in the 65,536 slots of `benchmarks.paging`, where sequences are
-preempted and what they had in common must be found again.
+Parallel sampling runs twice: in memory for everybody, and in the 65,536 slots of `benchmarks.paging`, where sequences
+are preempted and what they had in common must be found again.
 """
 
 import argparse
