@@ -67,6 +67,7 @@ def sharing(result: Result) -> "pyplot.Figure":
         axis.set_xticks(places, [f"{n} {what}" for n in rows])
         label(axis, "", "", "parallel sampling" if kind == "parallel" else "beam search")
     axes[0].set_ylabel("% of blocks without sharing", fontsize=8)
+    axes[1].get_legend().remove()  # the same as beside it
     return figure
 
 
