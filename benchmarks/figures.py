@@ -130,6 +130,7 @@ def prefix(result: Result) -> "pyplot.Figure":
     for place, row in enumerate(shares.values()):
         top = max(row["requests_per_second"][side]["median"] for side in ("with", "without"))
         axes.text(place, top, f"{row['speedup']['median']:.2f}×", ha="center", va="bottom", fontsize=8)
+    axes.margins(y=0.12)
     axes.set_xticks(range(len(shares)), shares)
     label(axes, "requests that begin alike", "requests/s", result["device"].removeprefix("one "))
     return figure
