@@ -48,15 +48,21 @@ class Sides(Protocol):
 
 
 def cpu_us(pid: int) -> float:
-    """CPU time of a process's threads so far."""
-    tasks = Path(f"/proc/{pid}/task").iterdir()
-    return sum(int((task / "schedstat").read_text("utf8").split()[0]) for task in tasks) / 1e3
+    """CPU time of a process so far: of its threads to the nanosecond, or in ticks where the kernel tells no more."""
+    try:
+        tasks = [(task / "schedstat").read_text("utf8") for task in Path(f"/proc/{pid}/task").iterdir()]
+        return sum(int(task.split()[0]) for task in tasks) / 1e3
+    except OSError:
+        fields = Path(f"/proc/{pid}/stat").read_text("utf8").rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) * 1e6 / os.sysconf("SC_CLK_TCK")
 
 
-def child_of(pid: int) -> int:
-    """The process that this one has started: of a keeper, its daemon."""
-    (child,) = Path(f"/proc/{pid}/task/{pid}/children").read_text("utf8").split()
-    return int(child)
+def asked(run_dir: Path, *command: str) -> dict[str, Any]:
+    """What `kvmanager` answers; nothing while it cannot."""
+    argv = [sys.executable, "-m", "kvmanager", "--run-dir", str(run_dir), "-o", "json", *command]
+    found = subprocess.run(argv, capture_output=True, check=False, env=environment())
+    reply: dict[str, Any] = json.loads(found.stdout) if found.returncode == 0 else {}
+    return reply
 
 
 class Services:
@@ -64,6 +70,7 @@ class Services:
 
     def __init__(self, folder: Path, model: Path, port: int, threads: int, dtype: str) -> None:
         self.services: dict[str, Service] = {}
+        self.daemons: dict[str, int] = {}  # process ids
         for number, (name, flag) in enumerate(FLAGS.items()):
             run_dir = folder / f"run-{number}"
             run_dir.mkdir(mode=0o700)
@@ -76,20 +83,18 @@ class Services:
     def __enter__(self) -> Self:
         for service in self.services.values():
             self.open.enter_context(service)
-        for service in self.services.values():
+        for name, service in self.services.items():
             service.wait_ready()
+            self.daemons[name] = int(asked(service.run_dir, "status")["pid"])
         return self
 
     def __exit__(self, *_: object) -> None:
         self.open.close()
 
     def run(self, side: str, prompts: Prompts, new_tokens: int) -> Took:
-        keeper = self.services[side].part("kvmanager").process
-        assert keeper is not None
-        daemon = child_of(keeper.pid)
-        before = cpu_us(daemon)
+        before = cpu_us(self.daemons[side])
         seconds = asyncio.run(generate(self.services[side].target, prompts, new_tokens))
-        return Took(seconds, cpu_us(daemon) - before)
+        return Took(seconds, cpu_us(self.daemons[side]) - before)
 
 
 async def generate(target: str, prompts: Prompts, new_tokens: int) -> float:
@@ -123,6 +128,7 @@ class Workers:
         self.log = (folder / "log").open("w+b")
         self.processes: list[subprocess.Popen[bytes]] = []
         self.clients: dict[str, Client] = {}
+        self.daemon = 0  # process id
 
     def __enter__(self) -> Self:
         try:
@@ -147,23 +153,19 @@ class Workers:
 
     def wait_ready(self) -> None:
         deadline = time.monotonic() + START_S
-        command = [sys.executable, "-m", "kvmanager", "--run-dir", str(self.run_dir), "-o", "json"]
         while time.monotonic() < deadline and all(one.poll() is None for one in self.processes):
-            found = subprocess.run(
-                [*command, "get", "workers"], capture_output=True, check=False, env=environment()
-            )
-            workers = json.loads(found.stdout)["items"] if found.returncode == 0 else []
+            workers = asked(self.run_dir, "get", "workers").get("items", [])
             if [worker["state"] for worker in workers].count("ready") == len(FLAGS):
+                self.daemon = int(asked(self.run_dir, "status")["pid"])
                 return
             time.sleep(0.5)
         self.log.seek(0)
         raise RuntimeError(f"the workers did not start:\n{self.log.read().decode()[-3000:]}")
 
     def run(self, side: str, prompts: Prompts, new_tokens: int) -> Took:
-        daemon = child_of(self.processes[0].pid)
-        before = cpu_us(daemon)
+        before = cpu_us(self.daemon)
         seconds = self.clients[side].run(prompts, new_tokens).seconds
-        return Took(seconds, cpu_us(daemon) - before)
+        return Took(seconds, cpu_us(self.daemon) - before)
 
     def __exit__(self, *_: object) -> None:
         for client in self.clients.values():
