@@ -75,7 +75,8 @@ def open_new(parts: Parts, session: Session, message: OpenOrAdopt, now_ns: int) 
         arrival_ns=message.arrival_ns,
         opened_ns=now_ns,
         moved_ns=now_ns,
-        bypass_prefix=message.bypass_prefix,
+        bypass_prefix=message.bypass_prefix or message.no_cache,
+        private=message.no_cache,
         prompt_len=message.prompt_len or len(message.token_ids),
         stepped=False,
         tokens=array("I", message.token_ids),
@@ -140,7 +141,8 @@ def resume(  # noqa: PLR0917 - who, what, how and when
     parts: Parts, session: Session, known: Sequence, message: OpenOrAdopt, kind: OpenKind, now_ns: int
 ) -> Opened | Wait:
     """Give a sequence without a row a new one, which begins with what is cached of it. Who adopts waits for nobody."""
-    known.bypass_prefix = message.bypass_prefix  # what is still to be computed decides, not how it began
+    # What is still to be computed decides, not how it began.
+    known.bypass_prefix, known.private = message.bypass_prefix or message.no_cache, message.no_cache
     hits = find_prefix(parts, known)
     wait = follow(parts, session, known, hits, now_ns) if kind == OpenKind.RESUMED else None
     wait = wait or lacks_blocks(parts, session, known, hits)
@@ -221,7 +223,7 @@ def start(parts: Parts, session: Session, sequence: Sequence, hits: list[int], b
     """Give the sequence its row, which begins with the cached blocks and perhaps a copy of part of the next."""
     for block in hits:
         parts.blocks.share(block)
-    sequence.tip = parts.prefix.tip(sequence.tenant, hits)
+    sequence.tip = parts.prefix.tip(sequence.tenant, hits, private=sequence.private)
     sequence.owner = session.holder
     sequence.row = parts.rows.open(sequence.slot, sequence.epoch, hits)
     sequence.kv_len = sequence.cached_len = len(hits) * parts.block_size

@@ -104,6 +104,7 @@ REQUESTS = {
         tenant=st.binary(min_size=32, max_size=32),
         bypass_prefix=st.booleans(),
         request_id=text,
+        no_cache=st.booleans(),
     ),
     Commit: st.builds(Commit, step=u64, entries=st.lists(entries, max_size=4).map(tuple)),
     Release: st.builds(

@@ -126,6 +126,7 @@ class Pair:
         max_tokens: int = 16,
         beside: "Pair | None" = None,
         depth: int = 1,
+        prefix_caching: bool = True,
     ) -> None:
         """`beside`: another worker of the same pool, made with the same numbers. `depth`: most steps on their way."""
         self.depth = depth
@@ -139,6 +140,7 @@ class Pair:
             num_blocks=num_blocks,
             eos_ids=frozenset({EOS}),
             vocab_size=VOCAB,
+            prefix_caching=prefix_caching,
         )
         spec = PoolSpec(
             name="pool",
