@@ -194,10 +194,8 @@ def lacks_blocks(
     the hits that is to be kept."""
     blocks, kept = parts.blocks, hits if source is None else [*hits, source]
     available = blocks.available + session.float_blocks - sum(blocks.refs[block] == 0 for block in kept)
-    reserve = (
-        1 + len(parts.sequences.open) + len(parts.sequences.orphans)
-    )  # rule 5: a tail for whoever adopts
-    needed = parts.blocks_of(sequence.recorded_len) - len(hits) + reserve
+    needed = parts.blocks_of(sequence.recorded_len) - len(hits) + 1 + parts.reserve
+    needed -= sequence.slot in parts.sequences.orphans  # it has no tail that would be copied
     for other in parts.sequences.open.values():
         needed += max(0, other.target_blocks - len(parts.rows.blocks[other.row]))
     if needed <= available:
@@ -263,7 +261,7 @@ def opened(parts: Parts, sequence: Sequence, kind: OpenKind) -> Opened:
         cached_len=sequence.cached_len,
         blocks=[parts.blocks.ref(block) for block in parts.rows.blocks[sequence.row]],
         token_ids=list(sequence.tokens) if kind in (OpenKind.YOURS, OpenKind.ADOPTED) else (),
-        alone=kind == OpenKind.ADOPTED and sequence.deaths > 0,
+        alone=sequence.deaths > 0,
         copies=copies_of(parts, sequence),
     )
 

@@ -155,6 +155,8 @@ def accepts(fd: int) -> bool:
         assert state.check_integrity() == []
         for session in state.sessions():
             state.dead(session.id)
+        assert state.check_integrity() == []
+        state.expire(2**62, orphan_ttl_ns=0)
         state.flush()
         assert state.counts().free == STORM_SPEC.num_blocks
         assert state.check_integrity() == []
