@@ -98,9 +98,7 @@ class Binding:
         self.index.tick(now)
 
     def stray(self) -> None:
-        """No worker speaks for it, unless it has ended."""
-        if self.index.track.ended:
-            return
+        """No worker speaks for it. If it has ended, that does not matter."""
         self.adrift, self.since = True, self.since or time.monotonic()
         self.index.moves()
         self.strays()

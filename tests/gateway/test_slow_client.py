@@ -107,6 +107,23 @@ async def test_a_stuck_client_does_not_hold_up_an_adoption(service):
     assert len(second.jobs[0].submit.output_ids) // 4 < TOKENS // 2  # it knew less than was recorded
 
 
+async def test_what_has_ended_is_not_submitted_again_though_nobody_has_read_it(service):
+    async with service.client(flood):
+        channel, call, first = await stuck(service)
+        [(_, binding)] = service.gateway.fleet._sinks.values()
+        async with asyncio.timeout(20):
+            while not binding.index.track.ended:
+                await asyncio.sleep(0.01)
+        second = service.worker(flood, name="w2")
+        await service.workers.pop(0).die()
+        messages = [first]
+        while (message := await call.read()) is not grpc.aio.EOF:
+            messages.append(message)
+        await channel.close()
+    assert sum(len(message.token_ids) for message in messages) == TOKENS
+    assert not second.jobs
+
+
 async def test_a_stuck_client_does_not_hold_up_the_end(serve, caplog):
     """Its write cannot finish and its status cannot be sent: the gateway leaves without it, and says nothing wrong."""
     async with serve(shutdown_grace=0.1) as service, service.client(flood):
