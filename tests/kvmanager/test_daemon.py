@@ -275,7 +275,7 @@ def gone_with_its_orphans(service, process):
 @pytest.fixture
 def short():
     """A service of the test's own that waits for no adopter."""
-    with Service("--kv-memory", "4MiB", "--orphan-ttl", "0") as service:
+    with Service("--kv-memory", "4MiB", "--orphan-ttl", "1") as service:
         yield service
 
 
