@@ -13,7 +13,7 @@ from kvmanager.layout import within
 from kvmanager.messages import Fork, Opened, OpenKind, OpenOrAdopt, Refused, Wait
 from kvmanager.parts import Parts
 from kvmanager.records import MAX_REQUEST_BYTES, MAX_REQUEST_ID_BYTES
-from kvmanager.sequences import Sequence, SequenceState
+from kvmanager.sequences import Role, Sequence, SequenceState
 from kvmanager.sessions import Session
 
 
@@ -72,6 +72,7 @@ def open_new(parts: Parts, session: Session, message: OpenOrAdopt, now_ns: int) 
         bypass_prefix=message.bypass_prefix,
         prompt_len=len(message.token_ids),
         tokens=array("I", message.token_ids),
+        role=Role.SEARCH if message.search else Role.PLAIN,
     )
     hits = find_prefix(parts, sequence)
     wait = lacks_blocks(parts, session, sequence, hits)
@@ -150,15 +151,20 @@ def lacks_blocks(parts: Parts, session: Session, sequence: Sequence, hits: list[
 def make_room(parts: Parts, sequence: Sequence, request: bytes, capacity: int) -> None:
     """Store the record. Finished records make room before their time, oldest first."""
     while not (parts.rows.unused and parts.sequences.add(sequence, request, capacity)):
-        oldest = next((old for old in parts.sequences.finished if not old.held_rows), None)
-        if oldest is None:
-            raise ResourceExhausted(
-                "no room for another sequence's record, tokens or request",
-                records=parts.layout.num_records,
-                free_records=len(parts.sequences.unused),
-                free_tokens=parts.sequences.token_arena.free_units,
-            )
-        parts.sequences.forget(oldest)
+        forget_oldest(parts)
+
+
+def forget_oldest(parts: Parts) -> None:
+    """Drop a finished record before its time; ResourceExhausted without any."""
+    oldest = next((old for old in parts.sequences.finished if not old.held_rows), None)
+    if oldest is None:
+        raise ResourceExhausted(
+            "no room for another sequence's record, tokens or request",
+            records=parts.layout.num_records,
+            free_records=len(parts.sequences.unused),
+            free_tokens=parts.sequences.token_arena.free_units,
+        )
+    parts.sequences.forget(oldest)
 
 
 def start(parts: Parts, session: Session, sequence: Sequence, hits: list[int]) -> None:

@@ -25,6 +25,7 @@ from kvmanager.packing import (
     MAX_BLOCKS,
     exact,
     finite,
+    number,
     pack,
     pack_blocks,
     short,
@@ -54,6 +55,7 @@ def encode_open(body: pb.OpenOrAdopt, message: OpenOrAdopt) -> None:
         message.bypass_prefix,
         message.request_id,
     )
+    body.search = message.search
 
 
 def decode_open(body: pb.OpenOrAdopt) -> OpenOrAdopt:
@@ -72,6 +74,7 @@ def decode_open(body: pb.OpenOrAdopt) -> OpenOrAdopt:
         tenant=exact(body.tenant, HASH_BYTES, "tenant"),
         bypass_prefix=body.bypass_prefix,
         request_id=short(body.request_id, 128, "request_id"),
+        search=body.search,
     )
 
 
@@ -80,6 +83,7 @@ def encode_entry(body: pb.CommitEntry, entry: CommitEntry) -> None:
     body.base_recorded, body.base_kv, body.kv_len = entry.base_recorded, entry.base_kv, entry.kv_len
     body.token_ids, body.blocks = pack(entry.token_ids), pack_blocks(entry.blocks)
     body.preempted, body.stop_token_id = entry.preempted, entry.stop_token_id
+    body.score = entry.score
     body.finish = int(entry.finish)  # type: ignore[assignment]  # the stub wants the enum's own int type
     if entry.fork is not None:
         encode_fork(body.fork, entry.fork)
@@ -100,6 +104,7 @@ def decode_entry(body: pb.CommitEntry) -> CommitEntry:
         finish=member(FinishReason, body.finish, "entries.finish"),
         stop_token_id=body.stop_token_id,
         fork=decode_fork(body.fork) if body.HasField("fork") else None,
+        score=number(body.score, "entries.score"),
     )
 
 
@@ -107,7 +112,7 @@ def encode_fork(body: pb.Fork, fork: Fork) -> None:
     body.parent, body.parent_epoch = fork.parent, fork.parent_epoch
     body.group, body.index, body.request = fork.group, fork.index, fork.request
     body.max_tokens, body.priority, body.arrival_ns = fork.max_tokens, fork.priority, fork.arrival_ns
-    body.tenant, body.request_id = fork.tenant, fork.request_id
+    body.tenant, body.request_id, body.beam = fork.tenant, fork.request_id, fork.beam
 
 
 def decode_fork(body: pb.Fork) -> Fork:
@@ -123,6 +128,7 @@ def decode_fork(body: pb.Fork) -> Fork:
         arrival_ns=within(body.arrival_ns, 0, 2**63 - 1, "fork.arrival_ns"),
         tenant=exact(body.tenant, HASH_BYTES, "fork.tenant"),
         request_id=short(body.request_id, 128, "fork.request_id"),
+        beam=body.beam,
     )
 
 

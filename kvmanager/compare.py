@@ -59,8 +59,9 @@ def compare_tables(live: Parts, rebuilt: Parts) -> Iterator[Finding]:
             yield Finding(
                 "sequence", f"record {slot}", f"{sequence_facts(a)} in memory, {sequence_facts(b)} stored"
             )
-    if mine.open.keys() != true.open.keys() or len(mine.finished) != len(true.finished):
-        yield Finding("sequence", "look-ups", "open or finished sequences differ from the records")
+    mine_over, true_over = (len(mine.finished), mine.searches), (len(true.finished), true.searches)
+    if mine.open.keys() != true.open.keys() or mine_over != true_over:
+        yield Finding("sequence", "look-ups", "open or finished sequences, or searches, differ from the records")
     for name in ("token_arena", "request_arena"):
         if getattr(mine, name).holes != getattr(true, name).holes:
             yield Finding("sequence", name, "its free extents are not those that the records leave")
@@ -82,6 +83,8 @@ def sequence_facts(s: Any) -> Any:
         s.tokens.tobytes(),
         s.finish,
         s.held_rows,
+        s.role,
+        s.score,
         s.tip[:2] if s.row >= 0 else None,
     )
 

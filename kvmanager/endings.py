@@ -7,7 +7,7 @@ quarantine. Only proof that the process is gone frees them.
 from kvmanager.commits import finish
 from kvmanager.messages import FinishReason, SequenceId
 from kvmanager.parts import Parts
-from kvmanager.sequences import Sequence, SequenceState
+from kvmanager.sequences import Role, Sequence, SequenceState
 from kvmanager.sessions import Session, SessionState
 
 
@@ -20,6 +20,8 @@ def lose(parts: Parts, session: Session, now_ns: int) -> list[SequenceId]:
                 finish(parts, sequence, FinishReason.ERROR, now_ns)
                 ended.append(sequence.id)
             disown(parts, sequence, now_ns)
+            if sequence.role == Role.BEAM:
+                parts.sequences.forget(sequence)
     parts.blocks.quarantine_float(session.holder)
     session.state, session.float_blocks, session.want = SessionState.LOST, 0, 0
     parts.sessions.put(session)

@@ -75,6 +75,7 @@ class OpenOrAdopt:
     tenant: bytes
     bypass_prefix: bool = False
     request_id: str = ""
+    search: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,6 +90,7 @@ class Fork:
     arrival_ns: int
     tenant: bytes
     request_id: str = ""
+    beam: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,6 +106,7 @@ class CommitEntry:
     finish: FinishReason = FinishReason.NONE
     stop_token_id: int = 0
     fork: Fork | None = None
+    score: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

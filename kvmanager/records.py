@@ -7,7 +7,7 @@ from typing import Final
 
 import numpy as np
 
-METADATA_VERSION: Final = 1
+METADATA_VERSION: Final = 2
 MAGIC: Final = b"HFKVMETA"
 HEADER_BYTES: Final = 4096
 MAX_SESSIONS: Final = 64
@@ -85,7 +85,7 @@ SEQUENCE: Final = np.dtype(
         ("state", "u1"),  # sequences.SequenceState
         ("finish", "u1"),
         ("bypass_prefix", "u1"),
-        ("reserved", "u1"),
+        ("role", "u1"),  # sequences.Role
         ("index", "<u4"),
         ("recorded_len", "<u4"),
         ("kv_len", "<u4"),
@@ -112,6 +112,7 @@ SEQUENCE: Final = np.dtype(
         ("group", "V16"),
         ("tenant", "V32"),
         ("request_id", f"V{MAX_REQUEST_ID_BYTES}"),
+        ("score", "<f8"),  # of a beam, a finished hypothesis, or an index that a search gave
     ]
 )
 

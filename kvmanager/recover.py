@@ -11,7 +11,7 @@ from kvmanager.layout import Buffer, MetaLayout, MetaView
 from kvmanager.messages import FinishReason, SequenceId, SessionId
 from kvmanager.parts import Parts
 from kvmanager.prefix import Hash
-from kvmanager.sequences import Sequence, SequenceState
+from kvmanager.sequences import Role, Sequence, SequenceState
 from kvmanager.sessions import Session, SessionState
 from kvmanager.store import Store
 
@@ -91,6 +91,8 @@ def sequence_of(record: Any, view: MetaView, slot: int) -> Sequence:
         state=SequenceState(int(record["state"])),
         finish=FinishReason(int(record["finish"])),
         row=int(record["row"]) - 1,
+        role=Role(int(record["role"])),
+        score=float(record["score"]),
         **numbers,
     )
 

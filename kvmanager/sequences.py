@@ -18,9 +18,12 @@ from kvmanager.prefix import Tip
 from kvmanager.records import MAX_REQUEST_ID_BYTES, SEQUENCE
 from kvmanager.store import Store
 
-RECORD = struct.Struct(f"<BBBBIIIQIIIIIiIIQQQQQQIIII16s16s32s{MAX_REQUEST_ID_BYTES}s")
+RECORD = struct.Struct(f"<BBBBIIIQIIIIIiIIQQQQQQIIII16s16s32s{MAX_REQUEST_ID_BYTES}sd")
 LENGTHS = struct.Struct("<II")  # recorded_len, kv_len
 LENGTHS_AT = 8
+SCORE = struct.Struct("<d")
+SCORE_AT = RECORD.size - SCORE.size
+BY_ITSELF = (FinishReason.STOP, FinishReason.EOS, FinishReason.LENGTH)
 
 
 class SequenceState(IntEnum):
@@ -28,6 +31,14 @@ class SequenceState(IntEnum):
     OPEN = 1
     PREEMPTED = 2
     FINISHED = 3
+
+
+class Role(IntEnum):
+    """What a record is to a beam search."""
+
+    PLAIN = 0
+    SEARCH = 1  # the request's own record: parked, without a row, while its beams run
+    BEAM = 2  # made by the worker; its record lives no longer than the search needs it
 
 
 @dataclass(slots=True, kw_only=True)
@@ -47,6 +58,8 @@ class Sequence:
     bypass_prefix: bool
     prompt_len: int
     tokens: "array[int]"
+    role: Role = Role.PLAIN
+    score: float = 0.0
     slot: int = -1
     state: SequenceState = SequenceState.OPEN
     finish: FinishReason = FinishReason.NONE
@@ -71,6 +84,17 @@ class Sequence:
     def recorded_len(self) -> int:
         return len(self.tokens)
 
+    @property
+    def hypothesis(self) -> bool:
+        """A beam that ended by itself: it may be among the best, and stays until the search drops it."""
+        return self.role == Role.BEAM and self.finish in BY_ITSELF
+
+    @property
+    def lost(self) -> bool:
+        """A beam that nobody needs any more, and whose blocks are back: its record goes at once."""
+        over = self.role == Role.BEAM and self.state == SequenceState.FINISHED
+        return over and not self.held_rows and self.finish not in BY_ITSELF
+
 
 class SequenceTable:
     """All sequence records of a pool."""
@@ -81,7 +105,8 @@ class SequenceTable:
         self.unused = list(range(layout.num_records))[::-1]
         self.by_id: dict[SequenceId, Sequence] = {}
         self.open: dict[int, Sequence] = {}  # by record
-        self.finished: deque[Sequence] = deque()  # oldest first
+        self.finished: deque[Sequence] = deque()  # oldest first; beams are not among them
+        self.searches: set[bytes] = set()  # groups whose search is not over
         self.token_arena = Arena(layout.arena_tokens)
         self.request_arena = Arena(layout.request_bytes)
 
@@ -110,8 +135,17 @@ class SequenceTable:
         self.by_id[sequence.id] = sequence
         if sequence.state == SequenceState.OPEN:
             self.open[sequence.slot] = sequence
-        elif sequence.state == SequenceState.FINISHED:
+        elif sequence.state == SequenceState.FINISHED and sequence.role != Role.BEAM:
             self.finished.append(sequence)
+        if sequence.role == Role.SEARCH and sequence.state != SequenceState.FINISHED:
+            self.searches.add(sequence.group)
+
+    def over(self, sequence: Sequence) -> None:
+        """It has become finished."""
+        if sequence.role != Role.BEAM:
+            self.finished.append(sequence)
+        if sequence.role == Role.SEARCH:
+            self.searches.discard(sequence.group)
 
     def append(self, sequence: Sequence, token_ids: ListOf[int]) -> None:
         """Record new tokens; `put_lengths` or `put` follows."""
@@ -125,7 +159,8 @@ class SequenceTable:
         self.slots[sequence.slot] = None
         self.unused.append(sequence.slot)
         del self.by_id[sequence.id]
-        self.finished.remove(sequence)
+        if sequence.role != Role.BEAM:
+            self.finished.remove(sequence)
         self.token_arena.give(sequence.token_offset, sequence.token_capacity)
         self.request_arena.give(sequence.request_offset, sequence.request_bytes)
         self._store.put(self._layout.sequences_at + sequence.slot * SEQUENCE.itemsize, bytes(8))
@@ -134,6 +169,9 @@ class SequenceTable:
         at = self._layout.sequences_at + s.slot * SEQUENCE.itemsize + LENGTHS_AT
         self._store.put(at, LENGTHS.pack(len(s.tokens), s.kv_len))
 
+    def put_score(self, s: Sequence) -> None:
+        self._store.put(self._layout.sequences_at + s.slot * SEQUENCE.itemsize + SCORE_AT, SCORE.pack(s.score))
+
     def put(self, s: Sequence) -> None:
         """Store the whole record."""
         request_id = s.request_id.encode()
@@ -141,9 +179,10 @@ class SequenceTable:
         extents = s.token_offset, s.token_capacity, s.request_offset
         times = s.arrival_ns, s.opened_ns, s.finished_ns
         ids = s.id, s.group, s.tenant, request_id
-        state = s.state, s.finish, s.bypass_prefix, 0, s.index, len(s.tokens), s.kv_len
+        state = s.state, s.finish, s.bypass_prefix, s.role, s.index, len(s.tokens), s.kv_len
         no_copy = 0, 0, 0, len(request_id)
-        record = RECORD.pack(*state, s.epoch, s.owner, s.row + 1, *numbers, *extents, *times, *no_copy, *ids)
+        head = *state, s.epoch, s.owner, s.row + 1, *numbers, *extents, *times, *no_copy
+        record = RECORD.pack(*head, *ids, s.score)
         self._store.put(self._layout.sequences_at + s.slot * SEQUENCE.itemsize, record)
 
     def _put_tokens(self, sequence: Sequence, start: int, token_ids: ListOf[int]) -> None:
