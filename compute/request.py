@@ -32,6 +32,15 @@ class StopRules:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class BeamParams:
+    """A beam search: `width` beams; index i of the answer is the sequence `indexes[i]`, the first the request's own."""
+
+    width: int
+    length_penalty: float
+    indexes: Sequence[SequenceId]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
     """A validated Submit. `client` names the gateway that sent it and means nothing to the scheduler."""
 
@@ -50,3 +59,4 @@ class Request:
     tenant: bytes = bytes(32)
     record: bytes = b""  # the Submit without its prompt, kept by the daemon for an adopter
     client: bytes = b""
+    beams: BeamParams | None = None

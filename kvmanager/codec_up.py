@@ -112,7 +112,8 @@ def encode_fork(body: pb.Fork, fork: Fork) -> None:
     body.parent, body.parent_epoch = fork.parent, fork.parent_epoch
     body.group, body.index, body.request = fork.group, fork.index, fork.request
     body.max_tokens, body.priority, body.arrival_ns = fork.max_tokens, fork.priority, fork.arrival_ns
-    body.tenant, body.request_id, body.beam = fork.tenant, fork.request_id, fork.beam
+    body.tenant, body.request_id = fork.tenant, fork.request_id
+    body.beam, body.result = fork.beam, fork.result
 
 
 def decode_fork(body: pb.Fork) -> Fork:
@@ -129,6 +130,7 @@ def decode_fork(body: pb.Fork) -> Fork:
         tenant=exact(body.tenant, HASH_BYTES, "fork.tenant"),
         request_id=short(body.request_id, 128, "fork.request_id"),
         beam=body.beam,
+        result=body.result,
     )
 
 

@@ -61,7 +61,9 @@ def compare_tables(live: Parts, rebuilt: Parts) -> Iterator[Finding]:
             )
     mine_over, true_over = (len(mine.finished), mine.searches), (len(true.finished), true.searches)
     if mine.open.keys() != true.open.keys() or mine_over != true_over:
-        yield Finding("sequence", "look-ups", "open or finished sequences, or searches, differ from the records")
+        yield Finding(
+            "sequence", "look-ups", "open or finished sequences, or searches, differ from the records"
+        )
     for name in ("token_arena", "request_arena"):
         if getattr(mine, name).holes != getattr(true, name).holes:
             yield Finding("sequence", name, "its free extents are not those that the records leave")

@@ -131,8 +131,10 @@ def parent_of(parts: Parts, session: Session, entry: CommitEntry, fork: Fork) ->
         raise Invalid("a fork has its parent's tenant", field="tenant")
     within("base_recorded", entry.base_recorded, parent.prompt_len, parent.recorded_len)
     within("base_kv", entry.base_kv, 0, entry.base_recorded)
-    if fork.beam and fork.group not in parts.sequences.searches:
+    if (fork.beam or fork.result) and fork.group not in parts.sequences.searches:
         raise Conflict("the group has no search")
+    if fork.result and not without_row(entry):
+        raise Invalid("what a search gave is finished, and has no row")
     return parent
 
 

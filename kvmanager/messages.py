@@ -91,6 +91,7 @@ class Fork:
     tenant: bytes
     request_id: str = ""
     beam: bool = False
+    result: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -170,7 +170,9 @@ class SequenceTable:
         self._store.put(at, LENGTHS.pack(len(s.tokens), s.kv_len))
 
     def put_score(self, s: Sequence) -> None:
-        self._store.put(self._layout.sequences_at + s.slot * SEQUENCE.itemsize + SCORE_AT, SCORE.pack(s.score))
+        self._store.put(
+            self._layout.sequences_at + s.slot * SEQUENCE.itemsize + SCORE_AT, SCORE.pack(s.score)
+        )
 
     def put(self, s: Sequence) -> None:
         """Store the whole record."""

@@ -27,6 +27,7 @@ class TokenEvent:
     cached_tokens: int = 0
     queue_seconds: float = 0.0
     stalled_seconds: float = 0.0
+    score: float | None = None  # of an index that a beam search gave
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,6 +15,7 @@ from compute.scheduler.boundary import Boundary
 from compute.scheduler.groups import Groups
 from compute.scheduler.outcome import Outcome, Rejection
 from compute.scheduler.results import last_event
+from compute.scheduler.search import Search
 from compute.scheduler.sequence import Phase, Sequence
 from compute.scheduler.waiting import Waiting
 from kvmanager.errors import KvError
@@ -31,22 +32,36 @@ class Roster:
         self.running: list[Sequence] = []  # in order (priority, arrival)
         self.groups = Groups()
         self.forking: dict[SequenceId, Sequence] = {}  # told to the daemon, which has not answered yet
+        self.searches: list[Search] = []
         self.said = Boundary()
         self._serial = 0
 
     # -------------------------------------------------------------------------------------- places
 
     def admit(self, request: Request, eos_ids: frozenset[int]) -> None:
-        self._serial += 1
-        sequence = Sequence(request, self._serial, eos_ids)
+        sequence = Sequence(request, self.next_serial(), eos_ids)
         self.live[request.sequence] = sequence
-        if not self.groups.join(sequence):
+        if request.beams is not None:
+            sequence.search = Search(sequence)
+            self.searches.append(sequence.search)
+            self.waiting.add(sequence)
+        elif not self.groups.join(sequence):
             self.waiting.add(sequence)
 
-    def open_next(self, now_ns: int) -> OpenOrAdopt | None:
-        """Asks for the row of the sequence whose turn it is."""
+    def next_serial(self) -> int:
+        """Later than all before; no two sequences share one."""
+        self._serial += 1
+        return self._serial
+
+    @property
+    def places(self) -> int:
+        """That rows take, and those kept for the beams of searches that have begun."""
+        return self.opening + len(self.running) + sum(map(kept_places, self.searches))
+
+    def open_next(self, now_ns: int, most: int) -> OpenOrAdopt | None:
+        """Asks for the row of the sequence whose turn it is, if with its places they are at most `most`."""
         sequence = self.waiting.next(now_ns)
-        if sequence is None:
+        if sequence is None or not self.fits(sequence, most):
             return None
         self.waiting.remove(sequence)
         sequence.phase = Phase.OPENING
@@ -73,6 +88,30 @@ class Roster:
         self.groups.drop(sequence)
         self.run(sequence)
 
+    def fits(self, sequence: Sequence, most: int) -> bool:
+        needed = needed_places(sequence)
+        return not needed or self.places + needed <= most
+
+    def retry_ns(self, most: int) -> int | None:
+        """When a row that was refused may be asked for again, if there are places for it."""
+        held = self.waiting.held
+        return self.waiting.next_retry_ns() if held is not None and self.fits(held, most) else None
+
+    def join(self, beam: Sequence) -> None:
+        """A new beam, which begins with a row."""
+        self.live[beam.request.sequence] = beam
+        self.run(beam)
+
+    def vanish(self, sequence: Sequence) -> None:
+        """It is in no place any more; what there is to say of it is said by others."""
+        if sequence.phase is Phase.RUNNING:
+            self.running.remove(sequence)
+        elif sequence.phase is Phase.WAITING:
+            self.waiting.remove(sequence)
+        self.waiting.settled(sequence)
+        sequence.phase = Phase.ENDED
+        self.live.pop(sequence.request.sequence, None)
+
     def told(self, sequence: Sequence) -> None:
         """Its first entry is in this boundary's commit."""
         sequence.drawn, sequence.recorded = None, True
@@ -95,7 +134,11 @@ class Roster:
 
     def others_recorded(self, sequence: Sequence) -> bool:
         """Whether the daemon holds a record of any other live sequence."""
-        return any(other.recorded for other in self.live.values() if other is not sequence)
+        own = sequence.search
+        return any(
+            other.recorded and other is not sequence and (own is None or other.search is not own)
+            for other in self.live.values()
+        )
 
     # ---------------------------------------------------------------------------------------- ends
 
@@ -199,3 +242,17 @@ class Roster:
                 if sequence.canceled is not None:
                     self.end(sequence, sequence.canceled)
         return outcome
+
+
+def needed_places(sequence: Sequence) -> int:
+    """Those of a search are taken when it begins, and kept for all of its beams."""
+    search = sequence.search
+    if search is None:
+        return 1
+    return 0 if search.beams else search.width
+
+
+def kept_places(search: Search) -> int:
+    """Places of a search that has begun beyond those that its members have."""
+    have = sum(one.phase in (Phase.OPENING, Phase.RUNNING) for one in {*search.beams, search.request})
+    return max(0, search.width - have) if have or search.beams else 0

@@ -18,11 +18,13 @@ from compute.scheduler.outcome import Outcome
 from compute.scheduler.progress import Progress, Waits
 from compute.scheduler.rehearsal import rehearsal
 from compute.scheduler.roster import Roster
+from compute.scheduler.searches import Searches
 from compute.scheduler.sequence import Phase, Sequence
-from kvmanager.errors import KvError, ResourceExhausted, Unavailable
+from kvmanager.errors import Invalid, KvError, ResourceExhausted, Unavailable
 from kvmanager.messages import (
     BlockRef,
     Commit,
+    CommitEntry,
     FinishReason,
     Granted,
     Numbered,
@@ -49,6 +51,7 @@ class Scheduler:
         self._batch = Batch()  # the last one composed: what it lacked is asked for
         self._flight = Flight()
         self._landing = Landing(limits, self._roster, self.progress)
+        self._searches = Searches(limits, self._roster, self._float, self.progress)
         self._rehearsing = True  # until the first plan
         self._draining = False
 
@@ -68,15 +71,20 @@ class Scheduler:
             roster.reject(request, Unavailable("this worker is draining"))
         elif (waiting := len(roster.waiting) + roster.groups.following) >= self._limits.max_waiting:
             roster.reject(request, ResourceExhausted(f"{waiting} requests are waiting already"))
+        elif request.beams is not None and request.beams.width > self._limits.max_running:
+            roster.reject(request, too_wide(request.beams.width, self._limits.max_running))
         else:
             roster.admit(request, self._limits.eos_ids)
 
     def cancel(self, sequence_id: SequenceId, reason: FinishReason) -> None:
         """Ends a sequence at this boundary; an unknown one has ended already."""
+        search = self._searches.find(sequence_id)
         sequence = self._roster.live.get(sequence_id)
-        if sequence is None:
+        if search is not None:
+            self._searches.end(search, reason)
+        elif sequence is None:
             return
-        if sequence.phase is Phase.OPENING or sequence.settling:
+        elif sequence.phase is Phase.OPENING or sequence.settling:
             sequence.canceled = reason
         else:
             self._roster.end(sequence, reason)
@@ -86,7 +94,13 @@ class Scheduler:
         self._draining = True
         while fresh := [one for one in self._roster.waiting if not one.recorded]:  # whose followers come next
             for sequence in fresh:
-                self._roster.fail(sequence, Unavailable("this worker is draining"))
+                self._fail(sequence, Unavailable("this worker is draining"))
+
+    def _fail(self, sequence: Sequence, error: KvError, code: int | None = None) -> None:
+        if sequence.search is None:
+            self._roster.fail(sequence, error, code)
+        else:
+            self._searches.fail(sequence.search, error, code)
 
     # --------------------------------------------------------------------------------- from the daemon
 
@@ -100,7 +114,9 @@ class Scheduler:
             raise KvError(f"a row for {opened.recorded_len} tokens was opened, asked for {length}")
         sequence.opened(opened.epoch, opened.kv_len, opened.cached_len, [block.id for block in opened.blocks])
         self._roster.run(sequence)
-        if sequence.canceled is not None:
+        if sequence.search is not None:
+            self._searches.answered(sequence.search)
+        elif sequence.canceled is not None:
             self._roster.end(sequence, sequence.canceled)
 
     def wait(self, wait: Wait, now_ns: int) -> None:
@@ -111,10 +127,12 @@ class Scheduler:
 
     def _back_in_line(self, sequence: Sequence, now_ns: int) -> None:
         self._roster.waiting.waited(sequence, now_ns)
+        if sequence.search is not None and self._searches.waits(sequence.search, now_ns):
+            return
         if sequence.canceled is not None:
             self._roster.end(sequence, sequence.canceled)
         elif self._draining and not sequence.recorded:
-            self._roster.fail(sequence, Unavailable("this worker is draining"))
+            self._fail(sequence, Unavailable("this worker is draining"))
 
     def refused(self, refused: Refused, now_ns: int) -> None:
         """It can never be opened; but for want of records, which come free when others end."""
@@ -125,10 +143,12 @@ class Scheduler:
             self._back_in_line(sequence, now_ns)
             return
         self._roster.waiting.add(sequence)
+        if sequence.search is not None and self._searches.answered(sequence.search):
+            return
         if sequence.canceled is not None:
             self._roster.end(sequence, sequence.canceled)
         else:
-            self._roster.fail(sequence, KvError(refused.message, **refused.details), refused.code)
+            self._fail(sequence, KvError(refused.message, **refused.details), refused.code)
 
     def granted(self, granted: Granted, now_ns: int) -> None:
         """Blocks that answer our Grant."""
@@ -142,7 +162,10 @@ class Scheduler:
         """Gives a row back at this boundary; the sequence is resumed with all its tokens."""
         sequence = self._roster.live.get(sequence_id)
         if sequence is not None and sequence.phase is Phase.RUNNING and sequence.epoch == epoch:
-            self._roster.preempt(sequence, now_ns)
+            if sequence.search is None:
+                self._roster.preempt(sequence, now_ns)
+            else:
+                self._searches.preempt(sequence.search, now_ns)
             self.progress.preemptions += 1
 
     def acked(
@@ -159,14 +182,29 @@ class Scheduler:
     def _committed(self, message: Commit, refusals: ListLike[Refusal]) -> None:
         if any(entry.blocks for entry in message.entries):
             self._float.retry()
-        entries = {entry.sequence: entry for entry in message.entries} if refusals else {}
-        for refusal in refusals:
-            if refusal.sequence in entries:
-                self._roster.entry_refused(entries[refusal.sequence], refusal)
+        if refusals:
+            self._refused(message, {refusal.sequence: refusal for refusal in refusals})
         if self._roster.forking:
             for entry in message.entries:
                 if entry.fork is not None:
                     self._roster.forking.pop(entry.sequence, None)
+
+    def _refused(self, message: Commit, refusals: dict[SequenceId, Refusal]) -> None:
+        """Entries that the daemon did not take: each for itself, or those of a search together."""
+        entries = [entry for entry in message.entries if entry.sequence in refusals]
+        if any(entry.fork is not None and (entry.fork.beam or entry.fork.result) for entry in entries):
+            together = [entry for entry in entries if not self._plain(entry)]
+            entries = [entry for entry in entries if self._plain(entry)]
+            self._searches.refused(together, refusals)
+        for entry in entries:
+            self._roster.entry_refused(entry, refusals[entry.sequence])
+
+    def _plain(self, entry: CommitEntry) -> bool:
+        """Whether it is about a sequence that is no search's."""
+        if entry.fork is not None:
+            return not (entry.fork.beam or entry.fork.result)
+        sequence = self._roster.live.get(entry.sequence)
+        return sequence is not None and sequence.search is None
 
     # ------------------------------------------------------------------------------------------- steps
 
@@ -176,7 +214,7 @@ class Scheduler:
         running = self._roster.running
         if self._flight and any(one.ahead and one.needs_last_token for one in running):
             return None
-        places = self._limits.max_running - self._open_rows if self._roster.groups.following else 0
+        places = self._limits.max_running - self._roster.places if self._roster.groups.following else 0
         self._batch = compose(running, self._float, self._reserve(), self._limits, places)
         if not self._batch.rows:
             self._nothing_runs(now_ns)
@@ -208,7 +246,10 @@ class Scheduler:
     def orders(self, now_ns: int) -> list[Numbered]:
         """What to send before the step runs: for blocks first, then for rows of those whose turn it is."""
         opens: list[Numbered] = []
-        while self._may_open() and (order := self._roster.open_next(now_ns)) is not None:
+        while self._may_open():
+            order = self._roster.open_next(now_ns, self._limits.max_running)
+            if order is None:
+                break
             opens.append(order)
         batch = self._batch
         grant = self._float.order(self._target(), batch.short, now_ns, starving=batch.starving)
@@ -216,11 +257,7 @@ class Scheduler:
 
     def _may_open(self) -> bool:
         """A row opened now would take the blocks that a starving step is waiting for."""
-        return self._open_rows < self._limits.max_running and not self._batch.starving
-
-    @property
-    def _open_rows(self) -> int:
-        return self._roster.opening + len(self._roster.running)
+        return not self._batch.starving
 
     def advance(self, plan: StepPlan, result: StepResult, now_ns: int) -> Outcome:
         """The oldest step on its way is done: what to commit, and what may be shown after that."""
@@ -232,17 +269,26 @@ class Scheduler:
         for sequence, row, taken, got in parts:
             if sequence.phase is not Phase.RUNNING or sequence.epoch != row.epoch:
                 self._float.put_back(taken)  # it ended or gave its row back while this step was on its way
-            elif got.error is None:
-                self._landing.apply(sequence, row, taken, got, now_ns)
-            else:
+            elif got.error is not None:
                 self._float.put_back(taken)
-                self._roster.end(sequence, FinishReason.ERROR, got.error)
+                self._end(sequence, got.error)
+            elif sequence.search is not None:
+                self._searches.landed(sequence, row, taken, got)
+            else:
+                self._landing.apply(sequence, row, taken, got, now_ns)
+        self._searches.advance(now_ns)
         if self._roster.groups.following:
             for lead in self._roster.running:
                 self._landing.end_followers(lead)
         sampled = sum(row.sample for row in batch.rows)
         self.progress.measure(plan.num_tokens, sampled, self._flight.took_ns(batch, now_ns))
         return self._outcome(batch.freed)
+
+    def _end(self, sequence: Sequence, error: str) -> None:
+        if sequence.search is None:
+            self._roster.end(sequence, FinishReason.ERROR, error)
+        else:
+            self._searches.end(sequence.search, FinishReason.ERROR, error)
 
     def settle(self) -> Outcome:
         """A boundary without a step: what was decided since the last one. Who runs nothing holds no float."""
@@ -255,7 +301,7 @@ class Scheduler:
     def next_tick_ns(self) -> int | None:
         """When to come back although nothing arrived: a Wait or a short Grant is tried again."""
         blocks = self._float.next_retry_ns() if self._roster.running else None
-        rows = self._roster.waiting.next_retry_ns() if self._may_open() else None
+        rows = self._roster.retry_ns(self._limits.max_running) if self._may_open() else None
         return min((time for time in (rows, blocks) if time is not None), default=None)
 
     # ----------------------------------------------------------------------------------------- details
@@ -280,7 +326,7 @@ class Scheduler:
 
     def _expecting(self) -> bool:
         """A step comes soon: the rehearsal, or that of a row on its way which was not refused for want of blocks."""
-        return self._rehearsing or (self._roster.opening > 0 and not self._roster.waiting.holding)
+        return self._rehearsing or (self._roster.opening > 0 and self._roster.waiting.held is None)
 
     def _target(self) -> int:
         """Blocks to hold: nobody's while others may wait for them, a first chunk while a row is on its way."""
@@ -289,6 +335,17 @@ class Scheduler:
             return self._first_chunk if self._expecting() else 0
         pending = sum(sequence.remaining for sequence in running if sequence.remaining > 1)
         forks = sum(len(sequence.followers) for sequence in running)
+        forks += sum(
+            2 * search.width for search in self._roster.searches
+        )  # while those of the step before return
         chunk = self._limits.blocks_for(min(pending, self._limits.max_num_batched_tokens))
         chunk = max(chunk, self._first_chunk) + forks
         return self._float.target(self.progress.tokens_per_second, self._decoding(), chunk)
+
+
+def too_wide(width: int, most: int) -> Invalid:
+    return Invalid(
+        f"sampling.beam_width {width} is more than the {most} sequences that this worker runs at once",
+        field="sampling.beam_width",
+        most=most,
+    )

@@ -50,9 +50,9 @@ class Waiting:
         self._retry_at_ns = 0
 
     @property
-    def holding(self) -> bool:
-        """Somebody who got Wait holds the line."""
-        return self._held is not None
+    def held(self) -> Sequence | None:
+        """Who got Wait and holds the line."""
+        return self._held
 
     def next_retry_ns(self) -> int | None:
         """When the held one may be tried again; None while it is being tried."""

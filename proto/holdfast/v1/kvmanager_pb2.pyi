@@ -360,7 +360,7 @@ class CommitEntry(_message.Message):
     def __init__(self, sequence: _Optional[bytes] = ..., epoch: _Optional[int] = ..., base_recorded: _Optional[int] = ..., base_kv: _Optional[int] = ..., token_ids: _Optional[bytes] = ..., kv_len: _Optional[int] = ..., blocks: _Optional[bytes] = ..., preempted: _Optional[bool] = ..., finish: _Optional[_Union[_generate_pb2.FinishReason, str]] = ..., stop_token_id: _Optional[int] = ..., copies_done: _Optional[int] = ..., fork: _Optional[_Union[Fork, _Mapping]] = ..., score: _Optional[float] = ...) -> None: ...
 
 class Fork(_message.Message):
-    __slots__ = ("parent", "parent_epoch", "group", "index", "request", "max_tokens", "priority", "arrival_ns", "tenant", "request_id", "beam")
+    __slots__ = ("parent", "parent_epoch", "group", "index", "request", "max_tokens", "priority", "arrival_ns", "tenant", "request_id", "beam", "result")
     PARENT_FIELD_NUMBER: _ClassVar[int]
     PARENT_EPOCH_FIELD_NUMBER: _ClassVar[int]
     GROUP_FIELD_NUMBER: _ClassVar[int]
@@ -372,6 +372,7 @@ class Fork(_message.Message):
     TENANT_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     BEAM_FIELD_NUMBER: _ClassVar[int]
+    RESULT_FIELD_NUMBER: _ClassVar[int]
     parent: bytes
     parent_epoch: int
     group: bytes
@@ -383,7 +384,8 @@ class Fork(_message.Message):
     tenant: bytes
     request_id: str
     beam: bool
-    def __init__(self, parent: _Optional[bytes] = ..., parent_epoch: _Optional[int] = ..., group: _Optional[bytes] = ..., index: _Optional[int] = ..., request: _Optional[bytes] = ..., max_tokens: _Optional[int] = ..., priority: _Optional[int] = ..., arrival_ns: _Optional[int] = ..., tenant: _Optional[bytes] = ..., request_id: _Optional[str] = ..., beam: _Optional[bool] = ...) -> None: ...
+    result: bool
+    def __init__(self, parent: _Optional[bytes] = ..., parent_epoch: _Optional[int] = ..., group: _Optional[bytes] = ..., index: _Optional[int] = ..., request: _Optional[bytes] = ..., max_tokens: _Optional[int] = ..., priority: _Optional[int] = ..., arrival_ns: _Optional[int] = ..., tenant: _Optional[bytes] = ..., request_id: _Optional[str] = ..., beam: _Optional[bool] = ..., result: _Optional[bool] = ...) -> None: ...
 
 class Release(_message.Message):
     __slots__ = ("rows", "blocks")
