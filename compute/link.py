@@ -143,7 +143,8 @@ class Link:
     def _submit(self, request: Request) -> None:
         """A sequence that is live already is the same message again: ignored."""
         if request.sequence not in self._owners:
-            self._owners[request.sequence] = request.client
+            names = (request.sequence,) if request.beams is None else request.beams.indexes
+            self._owners.update(dict.fromkeys(names, request.client))
             self._inbox.put(Submitted(request))
 
     def _show(self, step: int, events: Iterable[TokenEvent]) -> None:

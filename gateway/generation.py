@@ -8,6 +8,7 @@ record holds its end. (Another worker's adoption of a running sequence is not bu
 import asyncio
 import secrets
 import time
+from collections.abc import Sequence
 from typing import Final
 
 import grpc
@@ -82,11 +83,14 @@ class Generation:
     def _submit(self, worker: Worker) -> bool:
         group = secrets.token_bytes(16)
         self._avoid.add(worker.key)
-        return all(self._submit_index(index, group, worker) for index in self._open)
+        for index in self._open:
+            index.reset(secrets.token_bytes(16))
+        if self._plan.beam_width > 1:  # one search gives them all, at its end
+            return self._submit_to(worker, group, self._open)
+        return all(self._submit_to(worker, group, [index]) for index in self._open)
 
-    def _submit_index(self, index: Index, group: bytes, worker: Worker) -> bool:
-        plan = self._plan
-        index.reset(secrets.token_bytes(16))
+    def _submit_to(self, worker: Worker, group: bytes, indexes: Sequence[Index]) -> bool:
+        plan, index = self._plan, indexes[0]
         sampling = pb.SamplingParams()
         sampling.CopyFrom(plan.sampling)
         sampling.seed = mix(plan.seed, index.number)
@@ -104,8 +108,9 @@ class Generation:
             priority=plan.priority,
             arrival_ns=self._arrival_ns,
             tenant=self._tenant,
+            hypotheses=[one.sequence for one in indexes] if plan.beam_width > 1 else (),
         )
-        return self._fleet.submit(worker.key, submission, index)
+        return self._fleet.submit(worker.key, submission, {one.sequence: one for one in indexes})
 
     async def _resubmit(self) -> None:
         """To another worker within `worker_wait` of the first loss; an avoided one only if there is no other."""

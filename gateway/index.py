@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from gateway.output import Delta, Output
-from gateway.tracks import Batch, Track
+from gateway.tracks import BUFFER_TOKENS, Batch, Track
 from gateway.validate import Plan
 from gateway.workers import Rejection, TokensEntry
 from holdfast.v1 import generate_pb2 as pb
@@ -30,7 +30,9 @@ class Index:
         """Begins (again) as `sequence`; nothing of it was shown."""
         assert self.output.count == 0
         self.sequence = sequence
-        self.track: Track[pb.TokenLogprob] = Track(len(self._plan.prompt))
+        whole = self._plan.beam_width > 1  # it comes at once: nothing is read again, log-probabilities stay
+        limit = self._plan.stopping.max_tokens if whole else BUFFER_TOKENS
+        self.track: Track[pb.TokenLogprob] = Track(len(self._plan.prompt), max(limit, BUFFER_TOKENS))
         self.rejection: Rejection | None = None
         self.orphaned = False  # its worker is gone
         self.doomed = False  # and the record does not hold its end
@@ -125,6 +127,7 @@ class Index:
                 stalled=track.stalled_seconds,
             ),
             seed=self._plan.seed,
+            score=track.score,
         )
         if matched is not None:
             finish.stop = matched

@@ -115,7 +115,7 @@ class GenerateService(pb_grpc.GenerateServiceServicer):
         if picked is None:
             raise unavailable("NO_WORKER", "no worker serves the model now")
         worker, pool = picked
-        limits = validate.Limits(pool.max_model_len, pool.vocab_size, pool.tokens)
+        limits = validate.Limits(pool.max_model_len, pool.vocab_size, pool.tokens, pool.block_size)
         generation = Generation(
             self._fleet,
             self._model.codec,

@@ -34,6 +34,7 @@ class Entry(Generic[L]):
     cached_tokens: int = 0
     queue_seconds: float = 0.0
     stalled_seconds: float = 0.0
+    score: float = 0.0
 
 
 @dataclass(slots=True)
@@ -59,6 +60,7 @@ class Track(Generic[L]):
         self.cached_tokens = 0
         self.queue_seconds = 0.0
         self.stalled_seconds = 0.0
+        self.score = 0.0
         self.prompt_logprobs: list[L] = []
 
     def accept(self, entry: Entry[L]) -> bool:
@@ -69,6 +71,7 @@ class Track(Generic[L]):
         self.cached_tokens = entry.cached_tokens
         self.queue_seconds = entry.queue_seconds
         self.stalled_seconds = entry.stalled_seconds
+        self.score = entry.score
         self.prompt_logprobs.extend(entry.prompt_logprobs)
         self._append(entry.first_position, entry.token_ids, entry.logprobs)
         if entry.finish:

@@ -6,7 +6,7 @@ is never cancelled in the middle, because a cancelled recv can lose a message. S
 
 import asyncio
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
@@ -45,6 +45,7 @@ class Submission:
     priority: int
     arrival_ns: int
     tenant: bytes
+    hypotheses: Sequence[bytes] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +132,7 @@ def to_submit(given: Submission) -> compute_pb2.Submit:
         priority=given.priority,
         arrival_ns=given.arrival_ns,
         tenant=given.tenant,
+        hypotheses=given.hypotheses,
     )
 
 
@@ -155,6 +157,7 @@ def from_entry(entry: compute_pb2.TokensEntry) -> TokensEntry:
         cached_tokens=entry.cached_tokens,
         queue_seconds=entry.queue_seconds,
         stalled_seconds=entry.stalled_seconds,
+        score=entry.score,
     )
 
 
