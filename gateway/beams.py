@@ -42,11 +42,11 @@ def most_tokens(prompt: int, width: int, pool_tokens: int, block_size: int) -> i
     """max_tokens for which the pool can hold `width` beams that share no more than the prompt's whole blocks.
 
     prompt's blocks + width x own blocks + width (fresh tails, while those of lost beams return) <= blocks - 1; and in
-    one step the daemon records up to three lengths a beam in an arena of four times the pool's slots.
+    one step the daemon records up to three outputs a beam, and the request, in an arena of four times the pool's slots.
     """
     shared = prompt // block_size
     own = (pool_tokens // block_size - shared - width) // width
-    recorded = 4 * (pool_tokens + block_size) // (3 * width)
+    recorded = 4 * (pool_tokens + block_size) // (3 * width + 1)
     return min((shared + own) * block_size, recorded) - prompt
 
 

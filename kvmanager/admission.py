@@ -7,6 +7,7 @@ Adopting another worker's sequence is not built: its owner's end closes it.
 """
 
 from array import array
+from typing import Final
 
 from kvmanager.errors import Conflict, Invalid, KvError, PoolTooSmall, ResourceExhausted
 from kvmanager.layout import within
@@ -15,6 +16,8 @@ from kvmanager.parts import Parts
 from kvmanager.records import MAX_REQUEST_BYTES, MAX_REQUEST_ID_BYTES
 from kvmanager.sequences import Role, Sequence, SequenceState
 from kvmanager.sessions import Session
+
+RECORDS_OF_A_BEAM: Final = 3  # its own, its successor's within one commit, a hypothesis'
 
 
 def open_sequence(
@@ -72,7 +75,8 @@ def open_new(parts: Parts, session: Session, message: OpenOrAdopt, now_ns: int) 
         bypass_prefix=message.bypass_prefix,
         prompt_len=len(message.token_ids),
         tokens=array("I", message.token_ids),
-        role=Role.SEARCH if message.search else Role.PLAIN,
+        role=Role.SEARCH if message.beam_width else Role.PLAIN,
+        width=message.beam_width,
     )
     hits = find_prefix(parts, sequence)
     wait = lacks_blocks(parts, session, sequence, hits)
@@ -150,8 +154,36 @@ def lacks_blocks(parts: Parts, session: Session, sequence: Sequence, hits: list[
 
 def make_room(parts: Parts, sequence: Sequence, request: bytes, capacity: int) -> None:
     """Store the record. Finished records make room before their time, oldest first."""
-    while not (parts.rows.unused and parts.sequences.add(sequence, request, capacity)):
+    while not (
+        parts.rows.unused
+        and leaves_room(parts, sequence, capacity)
+        and parts.sequences.add(sequence, request, capacity)
+    ):
         forget_oldest(parts)
+
+
+def leaves_room(parts: Parts, sequence: Sequence, capacity: int) -> bool:
+    """Whether the searches that run still find room for all their records: in one commit as many beams begin as end,
+    and as many hypotheses are kept. A search itself begins only when it leaves that room."""
+    table = parts.sequences
+    if sequence.group in table.searches or not (table.searches or sequence.role == Role.SEARCH):
+        return True
+    owed_records, owed_tokens = owed(parts)
+    if sequence.role == Role.SEARCH:
+        most = RECORDS_OF_A_BEAM * sequence.width
+        owed_records, owed_tokens = owed_records + most, owed_tokens + most * capacity
+    return len(table.unused) > owed_records and table.token_arena.free_units >= owed_tokens + capacity
+
+
+def owed(parts: Parts) -> tuple[int, int]:
+    """Records and tokens that running searches may still take."""
+    records = tokens = 0
+    for group, width in parts.sequences.searches.items():
+        members = [one for one in parts.sequences.by_id.values() if one.group == group]
+        capacity = max(one.token_capacity for one in members)
+        left = max(0, RECORDS_OF_A_BEAM * width - sum(one.role == Role.BEAM for one in members))
+        records, tokens = records + left, tokens + left * capacity
+    return records, tokens
 
 
 def forget_oldest(parts: Parts) -> None:

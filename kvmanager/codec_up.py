@@ -55,7 +55,7 @@ def encode_open(body: pb.OpenOrAdopt, message: OpenOrAdopt) -> None:
         message.bypass_prefix,
         message.request_id,
     )
-    body.search = message.search
+    body.beam_width = message.beam_width
 
 
 def decode_open(body: pb.OpenOrAdopt) -> OpenOrAdopt:
@@ -74,7 +74,7 @@ def decode_open(body: pb.OpenOrAdopt) -> OpenOrAdopt:
         tenant=exact(body.tenant, HASH_BYTES, "tenant"),
         bypass_prefix=body.bypass_prefix,
         request_id=short(body.request_id, 128, "request_id"),
-        search=body.search,
+        beam_width=within(body.beam_width, 0, 64, "beam_width"),
     )
 
 

@@ -59,7 +59,7 @@ def compare_tables(live: Parts, rebuilt: Parts) -> Iterator[Finding]:
             yield Finding(
                 "sequence", f"record {slot}", f"{sequence_facts(a)} in memory, {sequence_facts(b)} stored"
             )
-    mine_over, true_over = (len(mine.finished), mine.searches), (len(true.finished), true.searches)
+    mine_over, true_over = (len(mine.finished), [*mine.searches]), (len(true.finished), [*true.searches])
     if mine.open.keys() != true.open.keys() or mine_over != true_over:
         yield Finding(
             "sequence", "look-ups", "open or finished sequences, or searches, differ from the records"

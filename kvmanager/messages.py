@@ -75,7 +75,7 @@ class OpenOrAdopt:
     tenant: bytes
     bypass_prefix: bool = False
     request_id: str = ""
-    search: bool = False
+    beam_width: int = 0  # of a search
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

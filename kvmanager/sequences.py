@@ -59,6 +59,7 @@ class Sequence:
     prompt_len: int
     tokens: "array[int]"
     role: Role = Role.PLAIN
+    width: int = 0  # of a search: its beams; not stored, because a search does not outlive its worker
     score: float = 0.0
     slot: int = -1
     state: SequenceState = SequenceState.OPEN
@@ -106,7 +107,7 @@ class SequenceTable:
         self.by_id: dict[SequenceId, Sequence] = {}
         self.open: dict[int, Sequence] = {}  # by record
         self.finished: deque[Sequence] = deque()  # oldest first; beams are not among them
-        self.searches: set[bytes] = set()  # groups whose search is not over
+        self.searches: dict[bytes, int] = {}  # groups whose search is not over: beams
         self.token_arena = Arena(layout.arena_tokens)
         self.request_arena = Arena(layout.request_bytes)
 
@@ -138,14 +139,14 @@ class SequenceTable:
         elif sequence.state == SequenceState.FINISHED and sequence.role != Role.BEAM:
             self.finished.append(sequence)
         if sequence.role == Role.SEARCH and sequence.state != SequenceState.FINISHED:
-            self.searches.add(sequence.group)
+            self.searches[sequence.group] = sequence.width
 
     def over(self, sequence: Sequence) -> None:
         """It has become finished."""
         if sequence.role != Role.BEAM:
             self.finished.append(sequence)
         if sequence.role == Role.SEARCH:
-            self.searches.discard(sequence.group)
+            self.searches.pop(sequence.group, None)
 
     def append(self, sequence: Sequence, token_ids: ListOf[int]) -> None:
         """Record new tokens; `put_lengths` or `put` follows."""

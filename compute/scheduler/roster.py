@@ -35,6 +35,7 @@ class Roster:
         self.searches: list[Search] = []
         self.said = Boundary()
         self._serial = 0
+        self._left = 0  # requests that are gone
 
     # -------------------------------------------------------------------------------------- places
 
@@ -65,6 +66,7 @@ class Roster:
             return None
         self.waiting.remove(sequence)
         sequence.phase = Phase.OPENING
+        sequence.asked = self._left
         self.opening += 1
         return sequence.open_order()
 
@@ -133,7 +135,9 @@ class Roster:
             self.waiting.add(heir)
 
     def others_recorded(self, sequence: Sequence) -> bool:
-        """Whether the daemon holds a record of any other live sequence."""
+        """Whether the daemon held a record of any other request when it answered."""
+        if self._left > sequence.asked:
+            return True
         own = sequence.search
         return any(
             other.recorded and other is not sequence and (own is None or other.search is not own)
@@ -169,15 +173,17 @@ class Roster:
         self.reject(sequence.request, error, code)
 
     def reject(self, request: Request, error: KvError, code: int | None = None) -> None:
-        self.said.rejections.append(
-            Rejection(
-                sequence=request.sequence,
-                client=request.client,
-                code=error.code if code is None else code,
-                message=error.message,
-                details=error.details,
+        """Of a search, every index."""
+        for sequence in (request.sequence,) if request.beams is None else request.beams.indexes:
+            self.said.rejections.append(
+                Rejection(
+                    sequence=sequence,
+                    client=request.client,
+                    code=error.code if code is None else code,
+                    message=error.message,
+                    details=error.details,
+                )
             )
-        )
 
     def entry_refused(self, entry: CommitEntry, refusal: Refusal) -> None:
         """The record stands where the first refused entry began, and that entry's blocks are still float."""
@@ -229,6 +235,11 @@ class Roster:
         sequence.phase = Phase.ENDED
         del self.live[sequence.request.sequence]
         self._part(sequence)
+        self.gone(sequence, reason, error)
+
+    def gone(self, sequence: Sequence, reason: str, error: str = "") -> None:
+        """A request has left, and its line is written."""
+        self._left += 1
         self.said.ended.append(sequence.ended(reason, error))
 
     # ------------------------------------------------------------------------------------ boundary

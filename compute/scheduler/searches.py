@@ -277,11 +277,10 @@ class Searches:
             self._roster.said.entries.append(dropped(one))
 
     def _reject(self, search: Search, error: KvError, code: int | None) -> None:
-        for index in search.indexes:
-            self._roster.reject(replace(search.request.request, sequence=index), error, code)
+        self._roster.reject(search.request.request, error, code)
         self._leave(search, "rejected", error.message)
 
     def _leave(self, search: Search, reason: str, error: str = "") -> None:
         self._roster.vanish(search.request)
         self._roster.searches.remove(search)
-        self._roster.said.ended.append(search.request.ended(reason, error))
+        self._roster.gone(search.request, reason, error)

@@ -52,6 +52,7 @@ class Sequence:
 
     __slots__ = (
         "ahead",
+        "asked",
         "block_ids",
         "cached_len",
         "canceled",
@@ -95,6 +96,7 @@ class Sequence:
         self.forbidden = eos_ids | request.stop.stop_token_ids  # before min_tokens
         self.phase = Phase.WAITING
         self.recorded = False  # the daemon has a record of it
+        self.asked = 0  # requests that had left when its row was asked for
         self.settling = False  # its `preempted` entry has not been sent yet
         self.canceled: FinishReason | None = None  # while OPENING: how to end it once it is open
         self.epoch = 0
@@ -194,7 +196,7 @@ class Sequence:
             tenant=request.tenant,
             bypass_prefix=self.wants_prompt_logprobs,
             request_id=request.request_id,
-            search=request.beams is not None,
+            beam_width=0 if request.beams is None else request.beams.width,
         )
 
     def opened(self, epoch: int, kv_len: int, cached_len: int, block_ids: ListLike[int]) -> None:

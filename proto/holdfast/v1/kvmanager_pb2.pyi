@@ -294,7 +294,7 @@ class Hello(_message.Message):
     def __init__(self) -> None: ...
 
 class OpenOrAdopt(_message.Message):
-    __slots__ = ("sequence", "group", "index", "request", "token_ids", "max_tokens", "priority", "arrival_ns", "tenant", "bypass_prefix", "request_id", "search")
+    __slots__ = ("sequence", "group", "index", "request", "token_ids", "max_tokens", "priority", "arrival_ns", "tenant", "bypass_prefix", "request_id", "beam_width")
     SEQUENCE_FIELD_NUMBER: _ClassVar[int]
     GROUP_FIELD_NUMBER: _ClassVar[int]
     INDEX_FIELD_NUMBER: _ClassVar[int]
@@ -306,7 +306,7 @@ class OpenOrAdopt(_message.Message):
     TENANT_FIELD_NUMBER: _ClassVar[int]
     BYPASS_PREFIX_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
-    SEARCH_FIELD_NUMBER: _ClassVar[int]
+    BEAM_WIDTH_FIELD_NUMBER: _ClassVar[int]
     sequence: bytes
     group: bytes
     index: int
@@ -318,8 +318,8 @@ class OpenOrAdopt(_message.Message):
     tenant: bytes
     bypass_prefix: bool
     request_id: str
-    search: bool
-    def __init__(self, sequence: _Optional[bytes] = ..., group: _Optional[bytes] = ..., index: _Optional[int] = ..., request: _Optional[bytes] = ..., token_ids: _Optional[bytes] = ..., max_tokens: _Optional[int] = ..., priority: _Optional[int] = ..., arrival_ns: _Optional[int] = ..., tenant: _Optional[bytes] = ..., bypass_prefix: _Optional[bool] = ..., request_id: _Optional[str] = ..., search: _Optional[bool] = ...) -> None: ...
+    beam_width: int
+    def __init__(self, sequence: _Optional[bytes] = ..., group: _Optional[bytes] = ..., index: _Optional[int] = ..., request: _Optional[bytes] = ..., token_ids: _Optional[bytes] = ..., max_tokens: _Optional[int] = ..., priority: _Optional[int] = ..., arrival_ns: _Optional[int] = ..., tenant: _Optional[bytes] = ..., bypass_prefix: _Optional[bool] = ..., request_id: _Optional[str] = ..., beam_width: _Optional[int] = ...) -> None: ...
 
 class Commit(_message.Message):
     __slots__ = ("step", "entries")
