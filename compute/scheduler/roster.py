@@ -35,7 +35,7 @@ class Roster:
         self.searches: list[Search] = []
         self.said = Boundary()
         self._serial = 0
-        self._left = 0  # requests that are gone
+        self._left = self._left_told = 0  # requests that are gone; whose end the daemon has been sent
 
     # -------------------------------------------------------------------------------------- places
 
@@ -66,7 +66,7 @@ class Roster:
             return None
         self.waiting.remove(sequence)
         sequence.phase = Phase.OPENING
-        sequence.asked = self._left
+        sequence.asked = self._left_told
         self.opening += 1
         return sequence.open_order()
 
@@ -247,6 +247,7 @@ class Roster:
     def take(self, step: int) -> Outcome:
         """What this boundary says. Preempted sequences may be opened again, or ended, from now on."""
         outcome = self.said.take(step)
+        self._left_told = self._left
         if outcome.commit is not None:
             for sequence in [one for one in self.waiting if one.settling]:
                 sequence.settling = False

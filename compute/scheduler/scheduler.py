@@ -125,8 +125,8 @@ class Scheduler:
         if sequence is not None:
             self._back_in_line(sequence, now_ns)
 
-    def _back_in_line(self, sequence: Sequence, now_ns: int) -> None:
-        self._roster.waiting.waited(sequence, now_ns)
+    def _back_in_line(self, sequence: Sequence, now_ns: int, for_records: bool = False) -> None:
+        self._roster.waiting.waited(sequence, now_ns, for_records)
         if sequence.search is not None and self._searches.waits(sequence.search, now_ns):
             return
         if sequence.canceled is not None:
@@ -140,7 +140,7 @@ class Scheduler:
         if sequence is None:
             return
         if refused.code == ResourceExhausted.code and self._roster.others_recorded(sequence):
-            self._back_in_line(sequence, now_ns)
+            self._back_in_line(sequence, now_ns, for_records=True)
             return
         self._roster.waiting.add(sequence)
         if sequence.search is not None and self._searches.answered(sequence.search):

@@ -1,7 +1,8 @@
 """Sequences that have no row yet, in the order (priority, arrival), and whose turn it is to be opened.
 
 A sequence that the daemon answered with Wait holds the line: nobody behind it is opened until it was, so a stream of
-small requests cannot starve a large one. Those that outrank it may pass. Opens already on their way may still succeed.
+small requests cannot starve a large one. Those that outrank it may pass; and while it waits for room for records, those
+that have one. Opens already on their way may still succeed.
 """
 
 from bisect import insort
@@ -18,7 +19,8 @@ class Waiting:
     def __init__(self) -> None:
         self._order: list[Sequence] = []
         self._held: Sequence | None = None  # got Wait; perhaps being opened again right now
-        self._retry_at_ns = 0
+        self._for_records = False  # what it waits for comes free when others end
+        self._retry_at_ns = self._resume_at_ns = 0
 
     def __len__(self) -> int:
         return len(self._order)
@@ -33,12 +35,14 @@ class Waiting:
         """It ended or is being opened. Only `settled` lets go of a held line."""
         self._order.remove(sequence)
 
-    def waited(self, sequence: Sequence, now_ns: int) -> None:
-        """The daemon answered Wait: back in line, and the first such holds it."""
+    def waited(self, sequence: Sequence, now_ns: int, for_records: bool = False) -> None:
+        """The daemon answered Wait, or had no record: back in line, and the first such holds it."""
         self.add(sequence)
         if self._held is None or sequence.key <= self._held.key:
-            self._held = sequence
+            self._held, self._for_records = sequence, for_records
             self._retry_at_ns = now_ns + RETRY_NS
+        else:
+            self._resume_at_ns = now_ns + RETRY_NS
 
     def settled(self, sequence: Sequence) -> None:
         """It was opened, refused or ended: it holds nobody any more."""
@@ -47,7 +51,7 @@ class Waiting:
 
     def retry(self) -> None:
         """Blocks came free: the held one may be tried now."""
-        self._retry_at_ns = 0
+        self._retry_at_ns = self._resume_at_ns = 0
 
     @property
     def held(self) -> Sequence | None:
@@ -64,4 +68,10 @@ class Waiting:
         first = next((sequence for sequence in self._order if not sequence.settling), None)
         if first is None or self._held is None or first.key < self._held.key:
             return first
-        return first if first is self._held and now_ns >= self._retry_at_ns else None
+        if first is self._held and now_ns >= self._retry_at_ns:
+            return first
+        return self._resumable() if self._for_records and now_ns >= self._resume_at_ns else None
+
+    def _resumable(self) -> Sequence | None:
+        """Who has a record: it has to end before the one that holds the line gets one."""
+        return next((one for one in self._order if one.recorded and not one.settling), None)

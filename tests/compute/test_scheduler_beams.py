@@ -174,10 +174,12 @@ def test_a_search_whose_row_is_revoked_comes_back_right(which: int, turns: int, 
 def test_searches_in_a_pool_too_small_for_all_take_turns() -> None:
     """Each fits alone; they are revoked, resumed and get the same answers."""
     pair = Pair(num_blocks=30, max_num_seqs=32, max_tokens=12)
-    searches = [make_search(10 * i, 4, [*PROMPT, i], 4, ignore_eos=True, max_tokens=18) for i in range(1, 7)]
-    pair.submit(*searches)
+    searches = [make_search(10 * i, 4, [*PROMPT, i], 4, ignore_eos=True, max_tokens=18) for i in range(1, 5)]
+    plain = [make_request(15 + 10 * i, [*PROMPT, i], ignore_eos=True, max_tokens=30) for i in range(5)]
+    pair.submit(*plain, *searches)
     pair.run()
     check(pair, *searches)
+    assert all(pair.ends(one) == [FinishReason.LENGTH] for one in plain)
     assert pair.state.preemptions > 0
 
 
