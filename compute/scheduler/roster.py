@@ -8,6 +8,7 @@ Whoever leaves does so with exactly one terminal event or rejection, and with it
 """
 
 from bisect import insort
+from functools import partial
 from operator import attrgetter
 
 from compute.request import Request
@@ -61,8 +62,8 @@ class Roster:
 
     def open_next(self, now_ns: int, most: int) -> OpenOrAdopt | None:
         """Asks for the row of the sequence whose turn it is, if with its places they are at most `most`."""
-        sequence = self.waiting.next(now_ns)
-        if sequence is None or not self.fits(sequence, most):
+        sequence = self.waiting.next(now_ns, partial(self.fits, most=most))
+        if sequence is None:
             return None
         self.waiting.remove(sequence)
         sequence.phase = Phase.OPENING
@@ -96,8 +97,7 @@ class Roster:
 
     def retry_ns(self, most: int) -> int | None:
         """When a row that was refused may be asked for again, if there are places for it."""
-        held = self.waiting.held
-        return self.waiting.next_retry_ns() if held is not None and self.fits(held, most) else None
+        return self.waiting.next_retry_ns(partial(self.fits, most=most))
 
     def join(self, beam: Sequence) -> None:
         """A new beam, which begins with a row."""

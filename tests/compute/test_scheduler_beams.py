@@ -7,6 +7,7 @@ import pytest
 
 from compute.plan import CopyOrder
 from compute.request import Request
+from kvmanager import admission
 from kvmanager.errors import Invalid, ResourceExhausted
 from kvmanager.messages import Commit, FinishReason
 from tests.support.kv import Worker
@@ -171,16 +172,33 @@ def test_a_search_whose_row_is_revoked_comes_back_right(which: int, turns: int, 
     check(pair, request)
 
 
-def test_searches_in_a_pool_too_small_for_all_take_turns() -> None:
-    """Each fits alone; they are revoked, resumed and get the same answers."""
+@pytest.mark.parametrize("first", [1, 100])
+def test_a_search_in_a_full_pool_comes_back_right(first: int) -> None:
+    """With 100 it is the youngest and gives way; with 1 the others do."""
+    pair = Pair(num_blocks=20, max_num_seqs=32, max_tokens=32, depth=2)
+    search = make_search(first, 4, [*PROMPT, 9], 4, ignore_eos=True, max_tokens=12)
+    plain = [
+        make_request(15 + 10 * i, [*PROMPT * 2, i, 7, 7], ignore_eos=True, max_tokens=25) for i in range(4)
+    ]
+    pair.submit(search)
+    for _ in range(2):
+        pair.turn()
+        pair.deliver()
+    pair.submit(*plain)
+    pair.run()
+    check(pair, search)
+    assert all(pair.ends(one) == [FinishReason.LENGTH] for one in plain)
+    assert pair.scheduler.progress.preemptions > 0
+    epochs = {row.epoch for plan in pair.plans for row in plan.rows if row.candidates}
+    assert (len(epochs) > 1) == (first == 100)
+
+
+def test_searches_that_do_not_fit_at_once_take_turns() -> None:
     pair = Pair(num_blocks=30, max_num_seqs=32, max_tokens=12)
     searches = [make_search(10 * i, 4, [*PROMPT, i], 4, ignore_eos=True, max_tokens=18) for i in range(1, 5)]
-    plain = [make_request(15 + 10 * i, [*PROMPT, i], ignore_eos=True, max_tokens=30) for i in range(5)]
-    pair.submit(*plain, *searches)
+    pair.submit(*searches)
     pair.run()
     check(pair, *searches)
-    assert all(pair.ends(one) == [FinishReason.LENGTH] for one in plain)
-    assert pair.state.preemptions > 0
 
 
 def test_a_search_wider_than_the_worker_is_refused() -> None:
@@ -220,23 +238,30 @@ def test_a_row_that_fails_ends_its_search_alone(turns: int, depth: int) -> None:
     check(pair, good)
 
 
+@pytest.mark.parametrize("promised", [0, 3])
 @pytest.mark.parametrize("depth", [1, 2])
-@pytest.mark.parametrize("taken", range(9, 17))
-def test_a_search_without_room_for_its_records_fails_whole(taken: int, depth: int) -> None:
-    """Another worker's sequences hold the records: the daemon takes all of a step's entries or none, and all goes."""
+@pytest.mark.parametrize("taken", [3, 6, 9, 10, 11, 12, 13, 14])
+def test_a_search_without_room_for_its_records_fails_whole(
+    taken: int, depth: int, promised: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another worker's sequences hold the records. Where none are promised to a search (0) it is the commit of a step
+    that finds no room: the daemon takes all of its entries or none, and the search goes."""
+    monkeypatch.setattr(admission, "RECORDS_OF_A_BEAM", promised)
     pair = pair_for(4, max_num_seqs=4, depth=depth)
     beside = Worker(pair.state, "beside")
-    for number in range(100, 100 + taken - 1):
+    for number in range(100, 100 + taken):
         beside.start(number, [number - 90])
     request = make_search(1, 4, PROMPT, 2, max_tokens=9)
     pair.submit(request)
     pair.run()
-    if pair.refusals:
+    if pair.rejected:
         assert [rejection.code for rejection in pair.rejected] == [ResourceExhausted.code] * 2
         assert pair.found(request) == []
     else:
         same(pair.found(request), expected_search(request))
-    for number in range(100, 100 + taken - 1):
+    assert bool(pair.rejected) == (taken > (3 if promised else 9))
+    assert bool(pair.refusals) == (bool(pair.rejected) and not promised)
+    for number in range(100, 100 + taken):
         beside.finish(number)
     clean(pair)
 
