@@ -1,8 +1,8 @@
 """The scheduler: inputs between steps, one plan a step, and what to say when it is done.
 
-Nothing here blocks or reads a clock. Its parts: `roster` (who is where), `waiting` (whose turn), `compose` (what a step
-holds), `flight` (steps on their way), `floats` (blocks in hand), `results` and `boundary` (what is said). See the
-package for the order of calls.
+Nothing here blocks or reads a clock. Its parts: `door` (who comes and goes), `roster` (who is where), `waiting` (whose
+turn), `compose` (what a step holds), `flight` (steps on their way), `floats` (blocks in hand), `landing` and `searches`
+(what rows gave), `results` and `boundary` (what is said). See the package for the order of calls.
 """
 
 from collections.abc import Sequence as ListLike
@@ -10,6 +10,7 @@ from collections.abc import Sequence as ListLike
 from compute.plan import StepPlan, StepResult
 from compute.request import Request
 from compute.scheduler.compose import Batch, compose
+from compute.scheduler.door import Door
 from compute.scheduler.flight import Flight
 from compute.scheduler.floats import Float
 from compute.scheduler.landing import Landing
@@ -19,17 +20,14 @@ from compute.scheduler.progress import Progress, Waits
 from compute.scheduler.rehearsal import rehearsal
 from compute.scheduler.roster import Roster
 from compute.scheduler.searches import Searches
-from compute.scheduler.sequence import Phase, Sequence
-from kvmanager.errors import Invalid, KvError, ResourceExhausted, Unavailable
+from compute.scheduler.sequence import Phase
 from kvmanager.messages import (
     BlockRef,
     Commit,
-    CommitEntry,
     FinishReason,
     Granted,
     Numbered,
     Opened,
-    OpenKind,
     Refusal,
     Refused,
     Release,
@@ -52,8 +50,8 @@ class Scheduler:
         self._flight = Flight()
         self._landing = Landing(limits, self._roster, self.progress)
         self._searches = Searches(limits, self._roster, self._float, self.progress)
+        self._door = Door(limits, self._roster, self._searches, self.progress)
         self._rehearsing = True  # until the first plan
-        self._draining = False
 
     @property
     def idle(self) -> bool:
@@ -63,92 +61,34 @@ class Scheduler:
     # ------------------------------------------------------------------------------- from the gateways
 
     def submit(self, request: Request) -> None:
-        """A new sequence. One that is live already is the same message again and changes nothing."""
-        roster = self._roster
-        if request.sequence in roster.live:
-            return
-        if self._draining:
-            roster.reject(request, Unavailable("this worker is draining"))
-        elif (waiting := len(roster.waiting) + roster.groups.following) >= self._limits.max_waiting:
-            roster.reject(request, ResourceExhausted(f"{waiting} requests are waiting already"))
-        elif request.beams is not None and request.beams.width > self._limits.max_running:
-            roster.reject(request, too_wide(request.beams.width, self._limits.max_running))
-        else:
-            roster.admit(request, self._limits.eos_ids)
+        """A new sequence, or a beam search. One that is live already is the same message again and changes nothing."""
+        self._door.submit(request)
 
     def cancel(self, sequence_id: SequenceId, reason: FinishReason) -> None:
-        """Ends a sequence at this boundary; an unknown one has ended already."""
-        search = self._searches.find(sequence_id)
-        sequence = self._roster.live.get(sequence_id)
-        if search is not None:
-            self._searches.end(search, reason)
-        elif sequence is None:
-            return
-        elif sequence.phase is Phase.OPENING or sequence.settling:
-            sequence.canceled = reason
-        else:
-            self._roster.end(sequence, reason)
+        """Ends a request at this boundary; an unknown one has ended already."""
+        self._door.cancel(sequence_id, reason)
 
     def drain(self) -> None:
         """Admits nothing any more: what never had a row is rejected, the rest goes on to its end."""
-        self._draining = True
-        while fresh := [one for one in self._roster.waiting if not one.recorded]:  # whose followers come next
-            for sequence in fresh:
-                self._fail(sequence, Unavailable("this worker is draining"))
-
-    def _fail(self, sequence: Sequence, error: KvError, code: int | None = None) -> None:
-        if sequence.search is None:
-            self._roster.fail(sequence, error, code)
-        else:
-            self._searches.fail(sequence.search, error, code)
+        self._door.drain()
 
     # --------------------------------------------------------------------------------- from the daemon
 
     def opened(self, opened: Opened) -> None:
         """The row of a sequence that was OPENING; KvError if it is not the one that we asked for."""
-        sequence = self._roster.answered(opened.sequence)
-        if sequence is None:
-            return
-        length = len(sequence.tokens)
-        if opened.kind is OpenKind.ADOPTED or opened.recorded_len != length or opened.kv_len >= length:
-            raise KvError(f"a row for {opened.recorded_len} tokens was opened, asked for {length}")
-        sequence.opened(opened.epoch, opened.kv_len, opened.cached_len, [block.id for block in opened.blocks])
-        self._roster.run(sequence)
-        if sequence.search is not None:
-            self._searches.answered(sequence.search)
-        elif sequence.canceled is not None:
-            self._roster.end(sequence, sequence.canceled)
+        self._door.opened(opened)
 
     def wait(self, wait: Wait, now_ns: int) -> None:
         """No room yet."""
-        sequence = self._roster.answered(wait.sequence)
-        if sequence is not None:
-            self._back_in_line(sequence, now_ns)
-
-    def _back_in_line(self, sequence: Sequence, now_ns: int, for_records: bool = False) -> None:
-        self._roster.waiting.waited(sequence, now_ns, for_records)
-        if sequence.search is not None and self._searches.waits(sequence.search, now_ns):
-            return
-        if sequence.canceled is not None:
-            self._roster.end(sequence, sequence.canceled)
-        elif self._draining and not sequence.recorded:
-            self._fail(sequence, Unavailable("this worker is draining"))
+        self._door.wait(wait, now_ns)
 
     def refused(self, refused: Refused, now_ns: int) -> None:
         """It can never be opened; but for want of records, which come free when others end."""
-        sequence = self._roster.answered(refused.sequence)
-        if sequence is None:
-            return
-        if refused.code == ResourceExhausted.code and self._roster.others_recorded(sequence):
-            self._back_in_line(sequence, now_ns, for_records=True)
-            return
-        self._roster.waiting.add(sequence)
-        if sequence.search is not None and self._searches.answered(sequence.search):
-            return
-        if sequence.canceled is not None:
-            self._roster.end(sequence, sequence.canceled)
-        else:
-            self._fail(sequence, KvError(refused.message, **refused.details), refused.code)
+        self._door.refused(refused, now_ns)
+
+    def revoke(self, sequence_id: SequenceId, epoch: int, now_ns: int) -> None:
+        """Gives a row back at this boundary; the sequence is resumed with all its tokens. A search gives back all."""
+        self._door.revoke(sequence_id, epoch, now_ns)
 
     def granted(self, granted: Granted, now_ns: int) -> None:
         """Blocks that answer our Grant."""
@@ -157,16 +97,6 @@ class Scheduler:
     def topped_up(self, granted: Granted) -> None:
         """Blocks that came unasked, for a step that starved."""
         self._float.topped_up(granted.blocks)
-
-    def revoke(self, sequence_id: SequenceId, epoch: int, now_ns: int) -> None:
-        """Gives a row back at this boundary; the sequence is resumed with all its tokens."""
-        sequence = self._roster.live.get(sequence_id)
-        if sequence is not None and sequence.phase is Phase.RUNNING and sequence.epoch == epoch:
-            if sequence.search is None:
-                self._roster.preempt(sequence, now_ns)
-            else:
-                self._searches.preempt(sequence.search, now_ns)
-            self.progress.preemptions += 1
 
     def acked(
         self, message: Numbered, refusals: ListLike[Refusal] = (), granted: ListLike[BlockRef] = ()
@@ -183,28 +113,11 @@ class Scheduler:
         if any(entry.blocks for entry in message.entries):
             self._float.retry()
         if refusals:
-            self._refused(message, {refusal.sequence: refusal for refusal in refusals})
+            self._door.entries_refused(message, {refusal.sequence: refusal for refusal in refusals})
         if self._roster.forking:
             for entry in message.entries:
                 if entry.fork is not None:
                     self._roster.forking.pop(entry.sequence, None)
-
-    def _refused(self, message: Commit, refusals: dict[SequenceId, Refusal]) -> None:
-        """Entries that the daemon did not take: each for itself, or those of a search together."""
-        entries = [entry for entry in message.entries if entry.sequence in refusals]
-        if any(entry.fork is not None and (entry.fork.beam or entry.fork.result) for entry in entries):
-            together = [entry for entry in entries if not self._plain(entry)]
-            entries = [entry for entry in entries if self._plain(entry)]
-            self._searches.refused(together, refusals)
-        for entry in entries:
-            self._roster.entry_refused(entry, refusals[entry.sequence])
-
-    def _plain(self, entry: CommitEntry) -> bool:
-        """Whether it is about a sequence that is no search's."""
-        if entry.fork is not None:
-            return not (entry.fork.beam or entry.fork.result)
-        sequence = self._roster.live.get(entry.sequence)
-        return sequence is not None and sequence.search is None
 
     # ------------------------------------------------------------------------------------------- steps
 
@@ -271,7 +184,7 @@ class Scheduler:
                 self._float.put_back(taken)  # it ended or gave its row back while this step was on its way
             elif got.error is not None:
                 self._float.put_back(taken)
-                self._end(sequence, got.error)
+                self._door.row_failed(sequence, got.error)
             elif sequence.search is not None:
                 self._searches.landed(sequence, row, taken, got)
             else:
@@ -283,12 +196,6 @@ class Scheduler:
         sampled = sum(row.sample for row in batch.rows)
         self.progress.measure(plan.num_tokens, sampled, self._flight.took_ns(batch, now_ns))
         return self._outcome(batch.freed)
-
-    def _end(self, sequence: Sequence, error: str) -> None:
-        if sequence.search is None:
-            self._roster.end(sequence, FinishReason.ERROR, error)
-        else:
-            self._searches.end(sequence.search, FinishReason.ERROR, error)
 
     def settle(self) -> Outcome:
         """A boundary without a step: what was decided since the last one. Who runs nothing holds no float."""
@@ -341,11 +248,3 @@ class Scheduler:
         chunk = self._limits.blocks_for(min(pending, self._limits.max_num_batched_tokens))
         chunk = max(chunk, self._first_chunk) + forks
         return self._float.target(self.progress.tokens_per_second, self._decoding(), chunk)
-
-
-def too_wide(width: int, most: int) -> Invalid:
-    return Invalid(
-        f"sampling.beam_width {width} is more than the {most} sequences that this worker runs at once",
-        field="sampling.beam_width",
-        most=most,
-    )

@@ -172,11 +172,10 @@ def test_a_search_whose_row_is_revoked_comes_back_right(which: int, turns: int, 
     check(pair, request)
 
 
-@pytest.mark.parametrize("first", [1, 100])
-def test_a_search_in_a_full_pool_comes_back_right(first: int) -> None:
-    """With 100 it is the youngest and gives way; with 1 the others do."""
+def test_a_search_in_a_full_pool_comes_back_right() -> None:
+    """It is the youngest and gives way."""
     pair = Pair(num_blocks=20, max_num_seqs=32, max_tokens=32, depth=2)
-    search = make_search(first, 4, [*PROMPT, 9], 4, ignore_eos=True, max_tokens=12)
+    search = make_search(100, 4, [*PROMPT, 9], 4, ignore_eos=True, max_tokens=12)
     plain = [
         make_request(15 + 10 * i, [*PROMPT * 2, i, 7, 7], ignore_eos=True, max_tokens=25) for i in range(4)
     ]
@@ -190,7 +189,7 @@ def test_a_search_in_a_full_pool_comes_back_right(first: int) -> None:
     assert all(pair.ends(one) == [FinishReason.LENGTH] for one in plain)
     assert pair.scheduler.progress.preemptions > 0
     epochs = {row.epoch for plan in pair.plans for row in plan.rows if row.candidates}
-    assert (len(epochs) > 1) == (first == 100)
+    assert len(epochs) > 1
 
 
 def test_searches_that_do_not_fit_at_once_take_turns() -> None:
