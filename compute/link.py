@@ -143,8 +143,7 @@ class Link:
     def _submit(self, request: Request) -> None:
         """A sequence that is live already is the same message again: ignored."""
         if request.sequence not in self._owners:
-            names = (request.sequence,) if request.beams is None else request.beams.indexes
-            self._owners.update(dict.fromkeys(names, request.client))
+            self._owners.update(dict.fromkeys(request.indexes, request.client))
             self._inbox.put(Submitted(request))
 
     def _show(self, step: int, events: Iterable[TokenEvent]) -> None:

@@ -60,3 +60,8 @@ class Request:
     record: bytes = b""  # the Submit without its prompt, kept by the daemon for an adopter
     client: bytes = b""
     beams: BeamParams | None = None
+
+    @property
+    def indexes(self) -> Sequence[SequenceId]:
+        """The sequences that it gives: itself, or the answers of a search."""
+        return (self.sequence,) if self.beams is None else self.beams.indexes

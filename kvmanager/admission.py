@@ -82,12 +82,7 @@ def open_new(parts: Parts, session: Session, message: OpenOrAdopt, now_ns: int) 
     wait = lacks_blocks(parts, session, sequence, hits)
     if wait:
         return wait
-    try:
-        make_room(parts, sequence, message.request, capacity)
-    except ResourceExhausted:
-        if not any(old.held_rows for old in parts.sequences.finished):
-            raise
-        return Wait(sequence=message.sequence, needed_blocks=0, available_blocks=0)  # until their Release
+    make_room(parts, sequence, message.request, capacity)
     start(parts, session, sequence, hits)
     return opened(parts, sequence, OpenKind.NEW)
 

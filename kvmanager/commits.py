@@ -9,7 +9,7 @@ KV of a token exists only once the token was recorded, and a sampled token needs
 from kvmanager.blocks import GRANTED
 from kvmanager.errors import Conflict, Fenced, Invalid, KvError, NotFound
 from kvmanager.forks import Room, ahead, child_of, judge_ahead, keep, keep_finished, without_row
-from kvmanager.layout import within
+from kvmanager.layout import STORES_OF_A_RECORD, within
 from kvmanager.messages import (
     Acked,
     BlockRef,
@@ -35,7 +35,7 @@ def commit(parts: Parts, session: Session, message: Commit, now_ns: int) -> Acke
     """Apply each entry that holds; name the others. Invalid for more entries than one operation has room for."""
     forks = [entry for entry in message.entries if entry.fork is not None]
     stores = len(message.entries) + 2 * len(forks)  # of whole records
-    within("entries, a fork for three", stores, 0, 2 * parts.layout.num_records)
+    within("entries, a fork for three", stores, 0, STORES_OF_A_RECORD * parts.layout.num_records)
     room = Room.of(parts, message.entries) if forks else None
     refusals = []
     for entries in in_groups(parts, message.entries):

@@ -36,7 +36,7 @@ class Roster:
         self.searches: list[Search] = []
         self.said = Boundary()
         self._serial = 0
-        self._left = self._left_told = 0  # requests that are gone; whose end the daemon has been sent
+        self._left = self._left_whole = 0  # requests that are gone; whose rows are, too
 
     # -------------------------------------------------------------------------------------- places
 
@@ -67,7 +67,7 @@ class Roster:
             return None
         self.waiting.remove(sequence)
         sequence.phase = Phase.OPENING
-        sequence.asked = self._left_told
+        sequence.asked = self._left_whole
         self.opening += 1
         return sequence.open_order()
 
@@ -174,7 +174,7 @@ class Roster:
 
     def reject(self, request: Request, error: KvError, code: int | None = None) -> None:
         """Of a search, every index."""
-        for sequence in (request.sequence,) if request.beams is None else request.beams.indexes:
+        for sequence in request.indexes:
             self.said.rejections.append(
                 Rejection(
                     sequence=sequence,
@@ -244,10 +244,12 @@ class Roster:
 
     # ------------------------------------------------------------------------------------ boundary
 
-    def take(self, step: int) -> Outcome:
-        """What this boundary says. Preempted sequences may be opened again, or ended, from now on."""
+    def take(self, step: int, released: bool) -> Outcome:
+        """What this boundary says. Preempted sequences may be opened again, or ended, from now on. `released`: no row
+        waits for a step on its way."""
         outcome = self.said.take(step)
-        self._left_told = self._left
+        if released:
+            self._left_whole = self._left
         if outcome.commit is not None:
             for sequence in [one for one in self.waiting if one.settling]:
                 sequence.settling = False

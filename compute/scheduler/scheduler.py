@@ -218,7 +218,7 @@ class Scheduler:
         self._flight.hold(self._roster.said)
         for release in freed:
             self._roster.said.let_go(release)
-        outcome = self._roster.take(self.progress.step)
+        outcome = self._roster.take(self.progress.step, released=not self._flight)
         progress, roster = self.progress, self._roster
         progress.running, progress.waiting = len(roster.running), len(roster.live) - len(roster.running)
         progress.float_blocks = len(self._float)

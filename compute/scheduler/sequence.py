@@ -96,7 +96,7 @@ class Sequence:
         self.forbidden = eos_ids | request.stop.stop_token_ids  # before min_tokens
         self.phase = Phase.WAITING
         self.recorded = False  # the daemon has a record of it
-        self.asked = 0  # requests whose end had been told when its row was asked for
+        self.asked = 0  # requests that had left, with their rows, when its own was asked for
         self.settling = False  # its `preempted` entry has not been sent yet
         self.canceled: FinishReason | None = None  # while OPENING: how to end it once it is open
         self.epoch = 0

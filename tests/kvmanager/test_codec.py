@@ -70,6 +70,8 @@ forks = st.builds(
     arrival_ns=st.integers(0, 2**63 - 1),
     tenant=st.binary(min_size=32, max_size=32),
     request_id=text,
+    beam=st.booleans(),
+    result=st.booleans(),
 )
 entries = st.builds(
     CommitEntry,
@@ -84,6 +86,7 @@ entries = st.builds(
     finish=st.sampled_from(FinishReason),
     stop_token_id=u32,
     fork=st.none() | forks,
+    score=st.floats(allow_nan=False, allow_infinity=False),
 )
 REQUESTS = {
     Grant: st.builds(Grant, count=st.integers(1, 2**18), starving=st.booleans()),
@@ -100,6 +103,7 @@ REQUESTS = {
         tenant=st.binary(min_size=32, max_size=32),
         bypass_prefix=st.booleans(),
         request_id=text,
+        beam_width=st.integers(0, 64),
     ),
     Commit: st.builds(Commit, step=u64, entries=st.lists(entries, max_size=4).map(tuple)),
     Release: st.builds(
