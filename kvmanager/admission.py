@@ -7,6 +7,7 @@ A sequence whose worker is gone is adopted (`orphans`): it comes before all that
 """
 
 from array import array
+from typing import Final
 
 from kvmanager.errors import Conflict, Invalid, KvError, PoolTooSmall, ResourceExhausted
 from kvmanager.following import follow
@@ -16,8 +17,10 @@ from kvmanager.orphans import adopt, lacks_fresh, own
 from kvmanager.parts import Parts
 from kvmanager.prefix import Begin
 from kvmanager.records import MAX_REQUEST_BYTES, MAX_REQUEST_ID_BYTES
-from kvmanager.sequences import Sequence, SequenceState
+from kvmanager.sequences import Role, Sequence, SequenceState
 from kvmanager.sessions import Session
+
+RECORDS_OF_A_BEAM: Final = 3  # its own, its successor's within one commit, a hypothesis'
 
 
 def open_sequence(
@@ -80,6 +83,8 @@ def open_new(parts: Parts, session: Session, message: OpenOrAdopt, now_ns: int) 
         prompt_len=message.prompt_len or len(message.token_ids),
         stepped=False,
         tokens=array("I", message.token_ids),
+        role=Role.SEARCH if message.beam_width else Role.PLAIN,
+        width=message.beam_width,
     )
     hits = find_prefix(parts, sequence)
     wait = follow(parts, session, sequence, hits, now_ns) or lacks_blocks(parts, session, sequence, hits)
@@ -205,16 +210,49 @@ def lacks_blocks(
 
 def make_room(parts: Parts, sequence: Sequence, request: bytes, capacity: int) -> None:
     """Store the record. Finished records make room before their time, oldest first."""
-    while not (parts.rows.unused and parts.sequences.add(sequence, request, capacity)):
-        oldest = next((old for old in parts.sequences.finished if not old.held_rows), None)
-        if oldest is None:
-            raise ResourceExhausted(
-                "no room for another sequence's record, tokens or request",
-                records=parts.layout.num_records,
-                free_records=len(parts.sequences.unused),
-                free_tokens=parts.sequences.token_arena.free_units,
-            )
-        parts.sequences.forget(oldest)
+    while not (
+        parts.rows.unused
+        and leaves_room(parts, sequence, capacity)
+        and parts.sequences.add(sequence, request, capacity)
+    ):
+        forget_oldest(parts)
+
+
+def leaves_room(parts: Parts, sequence: Sequence, capacity: int) -> bool:
+    """Whether the searches that run still find room for all their records: in one commit as many beams begin as end,
+    and as many hypotheses are kept. A search itself begins only when it leaves that room."""
+    table = parts.sequences
+    if sequence.group in table.searches or not (table.searches or sequence.role == Role.SEARCH):
+        return True
+    owed_records, owed_tokens = owed(parts)
+    if sequence.role == Role.SEARCH:
+        most = RECORDS_OF_A_BEAM * sequence.width
+        owed_records, owed_tokens = owed_records + most, owed_tokens + most * capacity
+    return len(table.unused) > owed_records and table.token_arena.free_units >= owed_tokens + capacity
+
+
+def owed(parts: Parts) -> tuple[int, int]:
+    """Records and tokens that running searches may still take."""
+    records = tokens = 0
+    for group, width in parts.sequences.searches.items():
+        members = [one for one in parts.sequences.by_id.values() if one.group == group]
+        capacity = max(one.token_capacity for one in members)
+        left = max(0, RECORDS_OF_A_BEAM * width - sum(one.role == Role.BEAM for one in members))
+        records, tokens = records + left, tokens + left * capacity
+    return records, tokens
+
+
+def forget_oldest(parts: Parts) -> None:
+    """Drop a finished record before its time; ResourceExhausted without any."""
+    oldest = next((old for old in parts.sequences.finished if not old.held_rows), None)
+    if oldest is None:
+        raise ResourceExhausted(
+            "no room for another sequence's record, tokens or request",
+            records=parts.layout.num_records,
+            free_records=len(parts.sequences.unused),
+            free_tokens=parts.sequences.token_arena.free_units,
+        )
+    parts.sequences.forget(oldest)
 
 
 def start(parts: Parts, session: Session, sequence: Sequence, hits: list[int], begin: Begin | None) -> None:

@@ -8,8 +8,8 @@ KV of a token exists only once the token was recorded, and a sampled token needs
 
 from kvmanager.blocks import GRANTED
 from kvmanager.errors import Conflict, Fenced, Invalid, KvError, NotFound
-from kvmanager.forks import Room, child_of, keep, keep_finished, without_row
-from kvmanager.layout import within
+from kvmanager.forks import Room, ahead, child_of, judge_ahead, keep, keep_finished, without_row
+from kvmanager.layout import STORES_OF_A_RECORD, within
 from kvmanager.messages import (
     Acked,
     BlockRef,
@@ -24,7 +24,8 @@ from kvmanager.messages import (
 from kvmanager.messages import Fenced as FencedMessage
 from kvmanager.orphans import orphan
 from kvmanager.parts import Parts
-from kvmanager.sequences import Sequence, SequenceState
+from kvmanager.searches import in_groups, reserve
+from kvmanager.sequences import Role, Sequence, SequenceState
 from kvmanager.sessions import Session
 
 NO_SEQUENCE = SequenceId(bytes(16))
@@ -35,18 +36,32 @@ def commit(parts: Parts, session: Session, message: Commit, now_ns: int) -> Acke
     """Apply each entry that holds; name the others. Invalid for more entries than one operation has room for."""
     forks = [entry for entry in message.entries if entry.fork is not None]
     stores = len(message.entries) + 2 * len(forks)  # of whole records
-    within("entries, a fork for three", stores, 0, 2 * parts.layout.num_records)
+    within("entries, a fork for three", stores, 0, STORES_OF_A_RECORD * parts.layout.num_records)
     room = Room.of(parts, message.entries) if forks else None
     refusals = []
-    for entry in message.entries:
-        try:
+    for entries in in_groups(parts, message.entries):
+        refusals += apply_group(parts, session, entries, room, now_ns)
+    return Acked(refusals=refusals)
+
+
+def apply_group(
+    parts: Parts, session: Session, entries: list[CommitEntry], room: Room | None, now_ns: int
+) -> list[Refusal]:
+    """One entry, or those of a search: all of them or, refused for want of room, none."""
+    done = 0
+    try:
+        if room is not None and len(entries) > 1:
+            reserve(parts, entries, room)
+        for entry in entries:
             if room is not None and entry.fork is not None:
                 fork_entry(parts, session, entry, room, now_ns)
             else:
                 apply_entry(parts, session, judge(parts, session, entry), entry, now_ns)
-        except KvError as error:
-            refusals.append(Refusal(entry.sequence, entry.epoch, error.code, error.message))
-    return Acked(refusals=refusals)
+            done += 1
+    except KvError as error:
+        refused = entries[done:]
+        return [Refusal(one.sequence, one.epoch, error.code, error.message) for one in refused]
+    return []
 
 
 # ------------------------------------------------------------------------------------------------- judging
@@ -77,13 +92,15 @@ def owned(parts: Parts, session: Session, entry: CommitEntry) -> Sequence:
         raise Fenced("this worker does not own the sequence")
     if sequence.epoch != entry.epoch:
         raise Fenced(f"epoch {entry.epoch}, the sequence is in epoch {sequence.epoch}")
-    if sequence.state == SequenceState.FINISHED:
+    closes = bool(entry.finish) and not entry.blocks
+    if sequence.state == SequenceState.FINISHED and not (
+        sequence.hypothesis and closes and not entry.token_ids
+    ):
         raise Conflict("the sequence is finished")
     if entry.preempted and entry.finish:
         raise Invalid("an entry is preempted or finished, not both")
-    if sequence.state == SequenceState.PREEMPTED and not (
-        entry.finish and not entry.token_ids and not entry.blocks
-    ):
+    parked = sequence.state == SequenceState.PREEMPTED
+    if parked and not (closes and (not entry.token_ids or sequence.role == Role.SEARCH)):
         raise Conflict("the sequence is preempted: it can only be finished, or opened again")
     return sequence
 
@@ -120,16 +137,16 @@ def require_float(parts: Parts, session: Session, ref: BlockRef) -> None:
 
 
 def judge_kv(parts: Parts, sequence: Sequence, entry: CommitEntry, held: int) -> None:
+    if sequence.state != SequenceState.OPEN:
+        return within("kv_len without a row", entry.kv_len, sequence.kv_len, sequence.kv_len)
     base, sampled = len(sequence.tokens), len(entry.token_ids)
     least, most = (base, base + sampled - 1) if sampled else (sequence.kv_len, base)
     if not least <= entry.kv_len <= most:
         raise Invalid(f"kv_len {entry.kv_len} is not within {least}..{most}")
-    if sequence.state == SequenceState.OPEN:
-        slots = (held + len(entry.blocks)) * parts.block_size
-        if entry.kv_len > slots:
-            raise Invalid(f"kv_len {entry.kv_len} is over the row's {slots} slots")
-    elif entry.kv_len:
-        raise Invalid("a preempted sequence has no KV")
+    slots = (held + len(entry.blocks)) * parts.block_size
+    if entry.kv_len > slots:
+        raise Invalid(f"kv_len {entry.kv_len} is over the row's {slots} slots")
+    return None
 
 
 def judge_copies(parts: Parts, sequence: Sequence, entry: CommitEntry) -> None:
@@ -149,7 +166,10 @@ def fork_entry(parts: Parts, session: Session, entry: CommitEntry, room: Room, n
     judge_tokens(parts, child.sequence, entry)
     judge_blocks(parts, session, child.sequence, entry, held)
     judge_copies(parts, child.sequence, entry)
-    judge_kv(parts, child.sequence, entry, held)
+    if ahead(entry):
+        judge_ahead(parts, entry)
+    else:
+        judge_kv(parts, child.sequence, entry, held)
     room.take(entry.base_recorded, len(child.request))
     if ended:
         keep_finished(parts, child, entry, now_ns)
@@ -162,6 +182,9 @@ def fork_entry(parts: Parts, session: Session, entry: CommitEntry, room: Room, n
 
 
 def apply_entry(parts: Parts, session: Session, sequence: Sequence, entry: CommitEntry, now_ns: int) -> None:
+    if sequence.state == SequenceState.FINISHED:  # a hypothesis that is not among the best
+        parts.sequences.forget(sequence)
+        return
     if entry.blocks:
         take_blocks(parts, session, sequence, [ref.id for ref in entry.blocks])
     if entry.token_ids:
@@ -171,8 +194,9 @@ def apply_entry(parts: Parts, session: Session, sequence: Sequence, entry: Commi
     if not sequence.stepped and entry.kv_len > sequence.kv_len:
         prove_harmless(parts, sequence)
     if entry.preempted:
+        parked = sequence.role == Role.SEARCH and sequence.kv_len == len(sequence.tokens)
+        parts.preemptions += not parked  # its beams run
         parts.hold_row(sequence, SequenceState.PREEMPTED)
-        parts.preemptions += 1
     else:
         if entry.kv_len > sequence.kv_len:
             sequence.kv_len, sequence.moved_ns = entry.kv_len, now_ns
@@ -181,8 +205,18 @@ def apply_entry(parts: Parts, session: Session, sequence: Sequence, entry: Commi
     if entry.finish:
         sequence.stop_token_id = entry.stop_token_id
         finish(parts, sequence, entry.finish, now_ns)
-    if sequence.state == SequenceState.OPEN:
+    sequence.score = entry.score
+    store(parts, sequence)
+
+
+def store(parts: Parts, sequence: Sequence) -> None:
+    """What an entry has changed."""
+    if sequence.lost:
+        parts.sequences.forget(sequence)
+    elif sequence.state == SequenceState.OPEN:
         parts.sequences.put_lengths(sequence)
+        if sequence.role == Role.BEAM:
+            parts.sequences.put_score(sequence)
     else:
         parts.sequences.put(sequence)
 
@@ -218,7 +252,7 @@ def finish(parts: Parts, sequence: Sequence, reason: FinishReason, now_ns: int) 
         parts.hold_row(sequence, SequenceState.FINISHED)
     sequence.state, sequence.finish, sequence.finished_ns = SequenceState.FINISHED, reason, now_ns
     sequence.kv_len = kv_len
-    parts.sequences.finished.append(sequence)
+    parts.sequences.over(sequence)
 
 
 # ------------------------------------------------------------------------------------------------- letting go
@@ -260,6 +294,8 @@ def release_row(parts: Parts, session: Session, ref: SequenceRef, now_ns: int) -
         running = sequence.state == SequenceState.OPEN and sequence.epoch == ref.epoch
         raise Conflict("the sequence still runs") if running else NotFound("the row is released already")
     parts.end_row(sequence, ref.epoch, now_ns)
+    if sequence.lost:
+        parts.sequences.forget(sequence)
 
 
 def fenced(parts: Parts, session: Session, message: FencedMessage, now_ns: int) -> Acked:

@@ -10,7 +10,7 @@ from kvmanager.commits import finish
 from kvmanager.messages import FinishReason, SequenceId
 from kvmanager.orphans import end_orphan, orphan
 from kvmanager.parts import Parts
-from kvmanager.sequences import Sequence, SequenceState
+from kvmanager.sequences import Role, Sequence, SequenceState
 from kvmanager.sessions import Session, SessionState
 
 MOST_DEATHS: Final = (
@@ -22,10 +22,14 @@ def lose(parts: Parts, session: Session, now_ns: int) -> list[SequenceId]:
     """Fence the session; its sequences that wait for another worker now."""
     orphans = []
     for sequence in [s for s in parts.sequences.by_id.values() if s.owner == session.holder]:
-        if poisonous(sequence):
+        if sequence.role == Role.BEAM and sequence.state != SequenceState.FINISHED:
+            finish(parts, sequence, FinishReason.CANCELLED, now_ns)
+        elif poisonous(sequence):
             finish(parts, sequence, FinishReason.ERROR, now_ns)
         if sequence.state == SequenceState.FINISHED:
             disown(parts, sequence, now_ns)
+            if sequence.role == Role.BEAM:
+                parts.sequences.forget(sequence)
         else:
             orphan(parts, sequence, now_ns, quarantine=True)
             orphans.append(sequence.id)

@@ -14,7 +14,7 @@ from kvmanager.blocks import FREE, GRANTED, QUARANTINED, SEALED, TAIL, BlockStat
 from kvmanager.layout import Buffer, MetaLayout, MetaView
 from kvmanager.prefix import Hash, KeyChain, sha256
 from kvmanager.records import MAX_REQUEST_ID_BYTES
-from kvmanager.sequences import SequenceState
+from kvmanager.sequences import Role, SequenceState
 from kvmanager.sessions import SessionState
 
 
@@ -102,6 +102,8 @@ def sequence_faults(image: Image, record: Any, slot: int) -> Iterator[str]:
         yield f"unknown state {state}"
     if int(record["finish"]) not in (range(1, 6) if state == SequenceState.FINISHED else (0,)):
         yield f"finish reason {record['finish']} in state {state}"
+    if int(record["role"]) not in list(Role) or not np.isfinite(record["score"]):
+        yield f"role {record['role']} or score {record['score']}"
     if not 0 < int(record["prompt_len"]) <= recorded <= capacity:
         yield f"prompt_len {record['prompt_len']}, recorded_len {recorded}, capacity {capacity} are out of order"
     if not int(record["cached_len"]) <= int(record["kv_len"]) <= recorded and state == SequenceState.OPEN:

@@ -85,6 +85,7 @@ class OpenOrAdopt:
     request_id: str = ""
     prompt_len: int = 0
     no_cache: bool = False
+    beam_width: int = 0  # of a search
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,6 +100,8 @@ class Fork:
     arrival_ns: int
     tenant: bytes
     request_id: str = ""
+    beam: bool = False
+    result: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,6 +118,7 @@ class CommitEntry:
     stop_token_id: int = 0
     copies_done: int = 0
     fork: Fork | None = None
+    score: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

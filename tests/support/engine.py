@@ -70,6 +70,7 @@ class Engine:
         self.finished: dict[SequenceId, FinishReason] = {}
         self.cached: dict[SequenceId, int] = {}
         self.replies: list[Reply] = []
+        self.scores: dict[SequenceId, float] = {}
 
     @property
     def preemptions(self) -> int:
@@ -129,6 +130,8 @@ class Engine:
             self.cached[event.sequence] = event.cached_tokens
             if event.finish:
                 self.finished[event.sequence] = event.finish
+            if event.score is not None:
+                self.scores[event.sequence] = event.score
 
     def tell(self, message: Numbered) -> None:
         self.number += 1
