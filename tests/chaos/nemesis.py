@@ -16,6 +16,7 @@ from tests.chaos.workload import Stream
 
 SETTLE_S = (0.3, 1.2)  # between a recovery and the next fault
 COLD_SHARE = 0.12
+SUPERVISOR_S = 1.0
 
 
 @dataclass(slots=True)
@@ -65,8 +66,8 @@ class Nemesis:
         return sum(stream.in_decode() for stream in self.streams[-200:])
 
     async def replace(self, *, cold: bool) -> None:
-        """Another worker for the one that is gone."""
-        await asyncio.sleep(0.1)
+        """Another worker for the one that is gone, a moment later, as a supervisor's back-off has it."""
+        await asyncio.sleep(SUPERVISOR_S)
         self.cluster.reap()
         await asyncio.to_thread(self.cluster.start_worker, cold=cold)
         await asyncio.to_thread(self.cluster.until_ready, self.cluster.workers)
