@@ -33,7 +33,9 @@ class Cluster:
         kvmanager: Sequence[str] = (),
         compute: Sequence[str] = COMPUTE,
         workers: int = 2,
+        module: str = "compute",
     ) -> None:
+        """`module`: what is run as a worker; one of its own is always started cold."""
         self.folder = folder
         self.service = Service(
             model or demo_model(),
@@ -43,7 +45,7 @@ class Cluster:
             logs=folder / "logs",
             kvmanager_args=kvmanager,
         )
-        self.compute, self.workers = compute, workers
+        self.compute, self.workers, self.module = compute, workers, module
         self._number = 0
         self._pids: set[int] = set()
         self.unexpected = 0  # workers that ended although nobody had killed them
@@ -125,10 +127,10 @@ class Cluster:
         argv = ["serve", *run, "--worker-id", name, *self.compute]
         log = self.folder / "logs" / f"{name}.log"
         log.parent.mkdir(exist_ok=True)
-        if cold:
+        if cold or self.module != "compute":
             with log.open("ab") as sink:
                 process = subprocess.Popen(
-                    [sys.executable, "-m", "tools.part", "compute", *argv],
+                    [sys.executable, "-m", "tools.part", self.module, *argv],
                     stderr=sink,
                     env=environment(),
                     process_group=0,
