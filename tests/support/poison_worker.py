@@ -1,5 +1,5 @@
-"""A worker that dies of a certain token, as one does of a request that trips a bug in a kernel: at the launch of any step
-that computes it, without a word."""
+"""A worker that dies of a certain token, as one does of a request that trips a bug in a kernel: at the launch of any
+step that computes it, without a word."""
 
 import os
 import signal
