@@ -40,6 +40,7 @@ from kvmanager.messages import (
     Refused,
     Reply,
     Resume,
+    Retry,
     Revoke,
     Wait,
     WorkerState,
@@ -231,6 +232,8 @@ class Worker:
                 self.scheduler.reconcile(blocks)
             case Revoke(sequence=sequence, epoch=epoch):
                 self.scheduler.revoke(sequence, epoch, now_ns)
+            case Retry(sequence=sequence):
+                self.scheduler.retry(sequence)
             case Drain():
                 self._drain()
             case Handover():

@@ -18,6 +18,7 @@ from enum import IntEnum
 from typing import Final, NamedTuple
 
 from kvmanager.blockqueue import BlockQueue
+from kvmanager.children import Children
 from kvmanager.layout import MetaLayout
 from kvmanager.messages import BlockRef
 from kvmanager.records import BLOCK, NONE
@@ -70,6 +71,7 @@ class BlockPool:
         self.parent_key = [NO_HASH] * n
         self.tokens = [b""] * n  # sealed: ids as little-endian u32
         self.by_key: dict[bytes, int] = {}
+        self.children = Children(self.block_size)  # those that look-ups find
         self.counts = [n, 0, 0, 0, 0]
         self.shared = 0
         self.evictions = 0
@@ -114,7 +116,7 @@ class BlockPool:
         return taken
 
     def evict(self) -> int:
-        """Drop the least recently used cached block."""
+        """Drop the least recently used cached block, which no cached block follows."""
         block = self.cached.pop()
         self.evictions += 1
         self._free(block)
@@ -139,14 +141,18 @@ class BlockPool:
     def index(self, block: int) -> None:
         """Let look-ups find a sealed block; its key is not taken."""
         assert self.key[block] not in self.by_key
-        self.by_key[self.key[block]] = block
         self.indexed[block] = 1
+        self.find(block)
         self._put_head(block)
+
+    def find(self, block: int) -> None:
+        """Enter an indexed block into the look-ups, which are derived."""
+        self.by_key[self.key[block]] = block
+        self.children.add(self.parent[block], self.parent_key[block], self.tokens[block], block)
 
     def unindex(self, block: int) -> None:
         """Look-ups find it no more. Without a user it is free then."""
-        del self.by_key[self.key[block]]
-        self.indexed[block] = 0
+        self._lose(block)
         if self.refs[block] == 0:
             self.cached.remove(block)
             self._free(block)
@@ -231,11 +237,20 @@ class BlockPool:
 
     def _unused(self, block: int, now_ns: int) -> None:
         """A block that nobody refers to: sealed ones are cached where look-ups find them; what may still be written
-        stays in quarantine."""
-        if not self.indexed[block]:
-            if self.holder[block] == 0:
-                self._free(block)
+        stays in quarantine. The end of a private one is a use of the block that look-ups find in its place: what its
+        row sealed behind it hangs there."""
+        if self.indexed[block]:
+            self._cache(block, now_ns)
             return
+        if self.holder[block]:
+            return
+        twin = self.by_key.get(self.key[block], -1)
+        if twin >= 0 and self.refs[twin] == 0:
+            self.cached.remove(twin)
+            self._cache(twin, now_ns)
+        self._free(block)
+
+    def _cache(self, block: int, now_ns: int) -> None:
         self.last_use[block] = now_ns
         self._store.put(self._at + block * BLOCK.itemsize + USE_AT, USE.pack(now_ns))
         self.cached.push(block)
@@ -249,12 +264,16 @@ class BlockPool:
         else:
             self._free(block)
 
+    def _lose(self, block: int) -> None:
+        del self.by_key[self.key[block]]
+        self.children.remove(self.parent[block], self.parent_key[block], self.tokens[block], block)
+        self.indexed[block] = 0
+
     # ------------------------------------------------------------------------------------- records
 
     def _free(self, block: int) -> None:
         if self.indexed[block]:
-            del self.by_key[self.key[block]]
-            self.indexed[block] = 0
+            self._lose(block)
         self.key[block] = self.parent_key[block] = NO_HASH
         self.tokens[block], self.depth[block], self.parent[block] = b"", 0, NONE
         self._move(block, FREE, 0)

@@ -21,6 +21,7 @@ from kvmanager.messages import (
     Refusal,
     Refused,
     Resume,
+    Retry,
     Revoke,
     Wait,
 )
@@ -96,6 +97,7 @@ def decode_opened(body: pb.Opened) -> Opened:
 def encode_wait(body: pb.Wait, message: Wait) -> None:
     body.sequence = message.sequence
     body.needed_blocks, body.available_blocks = message.needed_blocks, message.available_blocks
+    body.for_prefix = message.for_prefix
 
 
 def decode_wait(body: pb.Wait) -> Wait:
@@ -103,6 +105,7 @@ def decode_wait(body: pb.Wait) -> Wait:
         sequence=sequence_id(body.sequence),
         needed_blocks=body.needed_blocks,
         available_blocks=body.available_blocks,
+        for_prefix=body.for_prefix,
     )
 
 
@@ -126,6 +129,14 @@ def encode_revoke(body: pb.Revoke, message: Revoke) -> None:
 
 def decode_revoke(body: pb.Revoke) -> Revoke:
     return Revoke(sequence=sequence_id(body.sequence), epoch=body.epoch)
+
+
+def encode_retry(body: pb.Retry, message: Retry) -> None:
+    body.sequence = message.sequence
+
+
+def decode_retry(body: pb.Retry) -> Retry:
+    return Retry(sequence=sequence_id(body.sequence))
 
 
 def encode_holdings(body: pb.Holdings, message: Holdings) -> None:
@@ -157,6 +168,7 @@ BODIES: Final[dict[type, tuple[str, Callable[[Any, Any], None], Callable[[Any], 
     Wait: ("wait", encode_wait, decode_wait),
     Refused: ("refused", encode_refused, decode_refused),
     Revoke: ("revoke", encode_revoke, decode_revoke),
+    Retry: ("retry", encode_retry, decode_retry),
     Holdings: ("holdings", encode_holdings, decode_holdings),
     Drain: ("drain", encode_nothing, lambda _: Drain()),
     Handover: ("handover", encode_nothing, lambda _: Handover()),

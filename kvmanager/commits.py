@@ -174,7 +174,8 @@ def apply_entry(parts: Parts, session: Session, sequence: Sequence, entry: Commi
         parts.hold_row(sequence, SequenceState.PREEMPTED)
         parts.preemptions += 1
     else:
-        sequence.kv_len = entry.kv_len
+        if entry.kv_len > sequence.kv_len:
+            sequence.kv_len, sequence.moved_ns = entry.kv_len, now_ns
         if entry.kv_len // parts.block_size > sequence.tip.depth and sequence.row >= 0:
             seal_full(parts, sequence)
     if entry.finish:

@@ -74,7 +74,8 @@ class Daemon:
         self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         router = Router(self.context, settings.sockets.daemon, keeper.get("daemon.sock"))
         self.server = Server(router, self.watch)
-        self.workers = Workers(self.loop, self.watch, self.server.deliver_outbox)
+        send, kill = self.server.deliver_outbox, settings.kill_hung
+        self.workers = Workers(self.loop, self.watch, send, kill_hung=kill)
         self.view = View(
             run_dir=settings.run_dir,
             memory_budget_bytes=settings.cpu_budget,
@@ -153,6 +154,7 @@ class Daemon:
             self._expire_at = now + EXPIRE_S
             for pool in self.pools:
                 pool.state.expire(time.monotonic_ns(), self._ttl_ns, self._orphan_ttl_ns)
+                self.server.deliver_outbox(pool)
 
     def _beat(self) -> None:
         """To the keeper; also between the slices of a long allocation, which SIGTERM ends."""

@@ -203,6 +203,12 @@ class Wait:
     sequence: SequenceId
     needed_blocks: int
     available_blocks: int
+    for_prefix: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Retry:
+    sequence: SequenceId
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -251,4 +257,4 @@ class Resume:
     pass
 
 
-Reply = Acked | Granted | Opened | Wait | Refused | Revoke | Holdings | Drain | Handover | Resume
+Reply = Acked | Granted | Opened | Wait | Refused | Revoke | Retry | Holdings | Drain | Handover | Resume

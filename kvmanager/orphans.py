@@ -55,7 +55,7 @@ def adopt(parts: Parts, session: Session, sequence: Sequence, now_ns: int) -> No
     rest, clean = unsealed(parts, sequence), takes_over(parts, sequence)
     size = parts.block_size
     kept = parts.rows.close(sequence.row)[: sequence.kv_len // size]  # its references are the new row's
-    sequence.epoch += 1
+    sequence.epoch, sequence.moved_ns = sequence.epoch + 1, now_ns
     sequence.row = parts.rows.open(sequence.slot, sequence.epoch, kept)
     if clean:
         parts.blocks.own(rest[0], session.holder)

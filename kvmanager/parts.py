@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 from kvmanager.blocks import BlockPool
+from kvmanager.followers import Followers
 from kvmanager.layout import MetaLayout
 from kvmanager.messages import Reply, SessionId
 from kvmanager.prefix import Hash, KeyChain, PrefixIndex, sha256
@@ -33,7 +34,9 @@ class Parts:
         self.sessions = SessionTable(layout, store)
         self.prefix_queries = 0  # tokens looked up
         self.prefix_hits = 0  # tokens found
+        self.partial_hits = 0  # of these, by a copy
         self.preemptions = 0
+        self.followers = Followers()
         self.adoptions = 0
         self.reprefilled = 0  # slots that were valid once and are computed again after a fault
         self.held_rows = 0  # of closed and preempted sequences: their blocks come back with a Release

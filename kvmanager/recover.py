@@ -67,7 +67,7 @@ def load_blocks(parts: Parts, view: MetaView) -> None:
             b.last_use[block] = int(record["last_use"])
             b.tokens[block] = view.block_tokens[block].tobytes()
             if b.indexed[block]:
-                b.by_key[b.key[block]] = block
+                b.find(block)
 
 
 def load_sequences(parts: Parts, view: MetaView) -> None:
@@ -124,6 +124,7 @@ def load_rows(parts: Parts, view: MetaView) -> None:
             sequence.held_rows[rows.epoch[row]] = row
             parts.held_rows += 1
     rows.unused = [row for row in rows.unused if rows.sequence[row] == 0]
+    rows.entries = sum(map(len, rows.blocks))
 
 
 def load_copies(parts: Parts) -> None:

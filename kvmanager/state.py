@@ -9,7 +9,7 @@ raise before they change anything; a failed assert means that memory and buffer 
 from collections.abc import Callable, Iterator
 from typing import Any, Self
 
-from kvmanager import admission, commits, endings, grants, views
+from kvmanager import admission, commits, endings, following, grants, usage, views
 from kvmanager.compare import compare
 from kvmanager.errors import Conflict
 from kvmanager.integrity import Finding, check_buffer
@@ -124,7 +124,7 @@ class KvState:
         reply = HANDLERS[type(message)](self._parts, found, message, self._tick(now_ns))
         found.number = number
         self._parts.sessions.put_number(found)
-        outgoing = [Outgoing(session, number, reply), *grants.serve_starving(self._parts)]
+        outgoing = [Outgoing(session, number, reply), *self._unasked()]
         self._parts.store.commit()
         return outgoing
 
@@ -159,17 +159,19 @@ class KvState:
         return freed
 
     def outbox(self) -> list[Outgoing]:
-        """What `lose` and `dead` have to tell other workers; each message once."""
+        """What `lose`, `dead` and `expire` have to tell other workers; each message once."""
         messages, self._outbox = self._outbox, []
         return messages
 
     # ----------------------------------------------------------------------------------- housekeeping
 
     def expire(self, now_ns: int, ttl_ns: int = RECORD_TTL_NS, orphan_ttl_ns: int = RECORD_TTL_NS) -> int:
-        """Forget records that finished longer than `ttl_ns` ago; how many. Orphans end after `orphan_ttl_ns`."""
+        """Forget records that finished longer than `ttl_ns` ago; how many. Orphans end after `orphan_ttl_ns`. Then see
+        `outbox`: waits may be over."""
         now = self._tick(now_ns)
         endings.abandon(self._parts, now - orphan_ttl_ns, now)
         count = endings.expire(self._parts, now - ttl_ns)
+        self._outbox += following.released(self._parts, now)
         self._parts.store.commit()
         return count
 
@@ -206,16 +208,6 @@ class KvState:
         return self._parts.layout
 
     @property
-    def prefix_queries(self) -> int:
-        """Prompt tokens looked up since this daemon started."""
-        return self._parts.prefix_queries
-
-    @property
-    def prefix_hits(self) -> int:
-        """Prompt tokens found."""
-        return self._parts.prefix_hits
-
-    @property
     def evictions(self) -> int:
         return self._parts.blocks.evictions
 
@@ -248,6 +240,15 @@ class KvState:
 
     def counts(self) -> views.BlockCounts:
         return views.counts(self._parts)
+
+    @property
+    def prefix(self) -> usage.PrefixUse:
+        """What look-ups gave since this daemon started."""
+        return usage.prefix(self._parts)
+
+    def memory(self) -> usage.MemoryUse:
+        """What the pool's token slots are used for."""
+        return usage.memory(self._parts)
 
     def sessions(self) -> list[views.SessionInfo]:
         """Sessions alive, and lost ones that are not proven dead."""
@@ -286,6 +287,11 @@ class KvState:
         self._now_ns = max(self._now_ns, now_ns)
         return self._now_ns
 
+    def _unasked(self) -> Iterator[Outgoing]:
+        """What a change makes the daemon say to any worker."""
+        yield from grants.serve_starving(self._parts)
+        yield from following.released(self._parts, self._now_ns)
+
     def _finish_operation(self) -> None:
-        self._outbox += grants.serve_starving(self._parts)
+        self._outbox += self._unasked()
         self._parts.store.commit()

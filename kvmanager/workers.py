@@ -46,8 +46,10 @@ class Worker:
 class Workers:
     """All sessions that are not proven dead. `send` delivers what a pool's state wants said to others."""
 
-    def __init__(self, loop: Loop, watch: Watch, send: Callable[[Pool], None]) -> None:
-        self._loop, self._watch, self._send = loop, watch, send
+    def __init__(
+        self, loop: Loop, watch: Watch, send: Callable[[Pool], None], *, kill_hung: bool = True
+    ) -> None:
+        self._loop, self._watch, self._send, self._kill_hung = loop, watch, send, kill_hung
         self.by_session: dict[SessionId, Worker] = {}
         self.version = time.time_ns()  # of membership: differs from any former daemon's
 
@@ -115,6 +117,8 @@ class Workers:
 
     def kill(self, worker: Worker) -> None:
         """SIGKILL, for a worker that hangs. Fenced first: nothing depends on the kill."""
+        if not self._kill_hung:
+            return
         try:
             signal.pidfd_send_signal(worker.pidfd, signal.SIGKILL)
         except OSError as error:  # gone already, or in a PID namespace that this one cannot reach

@@ -130,13 +130,19 @@ class Scheduler:
             self._roster.said.events.append(again_event(sequence))
 
     def wait(self, wait: Wait, now_ns: int) -> None:
-        """No room yet."""
+        """No room yet; or another is computing what this one needs, and Retry says when to ask again."""
         sequence = self._roster.answered(wait.sequence)
         if sequence is not None:
-            self._back_in_line(sequence, now_ns)
+            self._back_in_line(sequence, now_ns, for_prefix=wait.for_prefix)
 
-    def _back_in_line(self, sequence: Sequence, now_ns: int) -> None:
-        self._roster.waiting.waited(sequence, now_ns)
+    def retry(self, sequence_id: SequenceId) -> None:
+        """The wait for another's prefix is over; a sequence that does not wait for one is left as it is."""
+        sequence = self._roster.live.get(sequence_id)
+        if sequence is not None:
+            self._roster.waiting.wake(sequence)
+
+    def _back_in_line(self, sequence: Sequence, now_ns: int, *, for_prefix: bool = False) -> None:
+        self._roster.waiting.waited(sequence, now_ns, for_prefix=for_prefix)
         if sequence.canceled is not None:
             self._roster.end(sequence, sequence.canceled)
         elif self._draining and not sequence.recorded:
@@ -165,10 +171,11 @@ class Scheduler:
         self._float.topped_up(granted.blocks)
 
     def reconcile(self, blocks: ListLike[BlockRef]) -> None:
-        """The float as a daemon knows it that started anew."""
+        """The float as a daemon knows it that started anew; whom its predecessor made wait for a prefix asks again."""
         self._float.reconcile(blocks)
         self._float.retry()
         self._roster.waiting.retry()
+        self._roster.waiting.wake_all()
 
     def revoke(self, sequence_id: SequenceId, epoch: int, now_ns: int) -> None:
         """Gives a row back at this boundary; the sequence is resumed with all its tokens."""

@@ -39,6 +39,8 @@ class Cluster:
         )
         self.compute, self.workers = (*COMPUTE, *compute), workers
         self._number = 0
+        self._pids: set[int] = set()
+        self.unexpected = 0  # workers that ended although nobody had killed them
         self._forks: subprocess.Popen[str] | None = None
         self._cold: list[subprocess.Popen[bytes]] = []
 
@@ -90,10 +92,19 @@ class Cluster:
         return [w for w in self.status().workers if w.state == pb.WORKER_STATE_READY]
 
     def until_ready(self, count: int, patience_s: float = 120.0) -> None:
+        """Starts another worker for one that ended without being told, as a supervisor would."""
         deadline = time.monotonic() + patience_s
         while len(self.ready()) < count:
             assert time.monotonic() < deadline, f"{len(self.ready())} of {count} workers are ready"
+            if self.living() < count:
+                self.unexpected += 1
+                self.start_worker(cold=False)
             time.sleep(0.05)
+
+    def living(self) -> int:
+        """Workers started here whose processes run, as far as nobody killed them."""
+        self._pids = {pid for pid in self._pids if is_alive(pid)}
+        return len(self._pids)
 
     def gateway(self) -> Part:
         return self.service.part("gateway")
@@ -117,8 +128,11 @@ class Cluster:
                     process_group=0,
                 )
             self._cold.append(process)
-            return process.pid
-        return self._fork({"argv": argv, "log": str(log)})
+            pid = process.pid
+        else:
+            pid = self._fork({"argv": argv, "log": str(log)})
+        self._pids.add(pid)
+        return pid
 
     def _fork(self, order: dict[str, Any]) -> int:
         if self._forks is None:
@@ -158,6 +172,14 @@ class Cluster:
         left = [f"{held(blocks)} blocks are held: {blocks}"] if held(blocks) else []
         findings = self.ask(pb.FsckRequest()).findings
         return [*left, *(f"{f.subject}: {f.message}" for f in findings)]
+
+
+def is_alive(pid: int) -> bool:
+    """Whether the process runs; a zombie does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] not in "ZX"
+    except OSError:
+        return False
 
 
 def held(blocks: pb.BlockCounts) -> int:

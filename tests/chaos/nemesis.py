@@ -11,6 +11,7 @@ from random import Random
 from holdfast.v1 import kvmanager_pb2 as pb
 from tests.chaos.checker import Fault
 from tests.chaos.cluster import Cluster, send
+from tests.chaos.watch import Watch
 from tests.chaos.workload import Stream
 
 SETTLE_S = (0.3, 1.2)  # between a recovery and the next fault
@@ -23,6 +24,7 @@ class Nemesis:
 
     cluster: Cluster
     streams: list[Stream]
+    watch: Watch
     seed: int
     least: int = 8
     faults: list[Fault] = field(default_factory=list)
@@ -62,12 +64,12 @@ class Nemesis:
     def decoding(self) -> int:
         return sum(stream.in_decode() for stream in self.streams[-200:])
 
-    async def replace(self, pid: int, *, cold: bool) -> None:
-        """Another worker, once the dead one is forgotten."""
+    async def replace(self, *, cold: bool) -> None:
+        """Another worker for the one that is gone."""
+        await asyncio.sleep(0.1)
         self.cluster.reap()
         await asyncio.to_thread(self.cluster.start_worker, cold=cold)
         await asyncio.to_thread(self.cluster.until_ready, self.cluster.workers)
-        del pid
 
     # ------------------------------------------------------------------------------------- faults
 
@@ -75,7 +77,7 @@ class Nemesis:
         victim, cold = await self.busiest(), self.random.random() < COLD_SHARE
         self.note("worker", min(victim.running, self.decoding()), cold=cold)
         send(victim.pid, signal.SIGKILL)
-        await self.replace(victim.pid, cold=cold)
+        await self.replace(cold=cold)
 
     async def do_daemon(self) -> None:
         await self.busiest()
@@ -93,7 +95,7 @@ class Nemesis:
         send(pids[0], signal.SIGKILL)
         await asyncio.sleep(self.random.uniform(0, 0.3))
         send(pids[1], signal.SIGKILL)
-        await self.replace(victim.pid, cold=False)
+        await self.replace(cold=False)
 
     async def do_gateway(self) -> None:
         await self.busiest()
@@ -107,13 +109,19 @@ class Nemesis:
         self.note("zombie", min(victim.running, self.decoding()))
         os.kill(victim.pid, signal.SIGSTOP)
         await self._until_fenced(victim.id)
-        await asyncio.sleep(self.random.uniform(0.05, 0.5))
+        await self._until_seen()
         send(victim.pid, signal.SIGCONT)
-        await self.replace(victim.pid, cold=False)
+        await self.replace(cold=False)
 
     async def _until_fenced(self, worker_id: str) -> None:
         while any(worker.id == worker_id for worker in await self._ready()):
             await asyncio.sleep(0.05)
+
+    async def _until_seen(self) -> None:
+        """The watch has looked at what is in quarantine now: what is written from here on is seen."""
+        seen = self.watch.samples + 2
+        while self.watch.samples < seen:
+            await asyncio.sleep(0.02)
 
     async def do_upgrade(self) -> None:
         """The busiest worker is drained, and replaced by a new process."""
@@ -122,7 +130,7 @@ class Nemesis:
         await asyncio.to_thread(self.cluster.ask, pb.DrainRequest(worker=victim.id))
         await self._until_idle(victim.id)
         send(victim.pid, signal.SIGTERM)
-        await self.replace(victim.pid, cold=False)
+        await self.replace(cold=False)
 
     async def _until_idle(self, worker_id: str) -> None:
         while True:

@@ -21,9 +21,11 @@ from gateway.client import Client
 from tests.chaos import checker, workload
 from tests.chaos.cluster import Cluster
 from tests.chaos.nemesis import Nemesis
+from tests.chaos.watch import Watch
 from tests.chaos.workload import Stream, Work
 
 KINDS: Final = ("worker", "daemon", "double", "gateway", "zombie", "upgrade")
+SMALL: Final = ("--num-blocks-override", "2048")
 LEAST: Final = 8  # streams in decode that make a fault count
 
 
@@ -55,10 +57,10 @@ async def load(cluster: Cluster, works: Sequence[Work], seed: int, at_once: int,
 
 
 async def disturb(
-    cluster: Cluster, works: Sequence[Work], seed: int, at_once: int, counts: Mapping[str, int]
+    cluster: Cluster, watch: Watch, works: Sequence[Work], seed: int, at_once: int, counts: Mapping[str, int]
 ) -> tuple[list[Stream], Nemesis]:
     streams: list[Stream] = []
-    nemesis = Nemesis(cluster, streams, seed, LEAST)
+    nemesis = Nemesis(cluster, streams, watch, seed, LEAST)
     running = asyncio.create_task(load(cluster, works, seed, at_once, streams))
     try:
         for kind, count in counts.items():
@@ -80,16 +82,22 @@ def chaos(
     folder = Path(tempfile.mkdtemp(prefix="hfc"))
     works = workload.works(seed, 30, tokens)
     try:
-        with Cluster(folder, kvmanager=options) as cluster:
+        with Cluster(folder, kvmanager=(*SMALL, *options)) as cluster:
             expected = asyncio.run(baseline(cluster, works))
-            streams, nemesis = asyncio.run(disturb(cluster, works, seed, at_once, counts))
+            watch = Watch(cluster.service.run_dir, cluster.pool.name)
+            streams, nemesis = asyncio.run(disturb(cluster, watch, works, seed, at_once, counts))
             pool = cluster.pool
-            wrong = [*checker.differences(streams, expected), *cluster.settled()]
+            watch.stop()
+            changed = [f"changed after its commit: {what}" for what in watch.changed]
+            wrong = [*checker.differences(streams, expected), *changed, *cluster.settled()]
             found = checker.summary(nemesis.faults, streams, LEAST)
             found |= {
                 "seed": seed,
                 "adoptions": pool.adoptions,
                 "reprefilled": pool.reprefilled,
+                "died_unasked": cluster.unexpected,
+                "late_writes": watch.late,
+                "samples": watch.samples,
                 "wrong": wrong,
             }
             if pool.reprefilled:
@@ -108,8 +116,9 @@ def chaos(
 @click.option("--seed", type=int, default=None, help="Drawn unless given.")
 @click.option("--at-once", default=20, show_default=True)
 @click.option("--tokens", default=240, show_default=True)
+@click.option("--no-kill", is_flag=True, help="A worker that hangs is fenced and not killed: it may wake.")
 @click.option("--out", type=click.Path(path_type=Path))
-def main(seed: int | None, at_once: int, tokens: int, out: Path | None, **counts: int) -> None:
+def main(seed: int | None, at_once: int, tokens: int, no_kill: bool, out: Path | None, **counts: int) -> None:
     seed = random.SystemRandom().getrandbits(32) if seed is None else seed
     say(f"seed {seed}")
     found = chaos(

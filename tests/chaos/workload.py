@@ -82,7 +82,7 @@ async def run(client: Client, work: Work, into: list[Stream]) -> Stream:
     stream = Stream(work)
     into.append(stream)
     try:
-        async for chunk in client.generate(work.prompt, **dict(work.options)):
+        async for chunk in client.generate(work.prompt, retries=60, **dict(work.options)):
             stream.heard(chunk.index, chunk.token_ids, chunk.text, chunk.next_offset)
             if chunk.finish is not None:
                 stream.reasons[chunk.index] = chunk.finish.reason

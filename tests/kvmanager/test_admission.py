@@ -151,6 +151,6 @@ def test_prefix_statistics_count_tokens() -> None:
     worker.start(1, [1] * 8)
     worker.step(1, 1)
     worker.start(2, [1] * 6)
-    assert (state.prefix_queries, state.prefix_hits) == (14, 4)
+    assert (state.prefix.queries, state.prefix.hits) == (14, 4)
     assert state.tokens_held == 8 + 4
     assert state.live_sequences == 2

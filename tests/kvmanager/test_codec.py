@@ -43,6 +43,7 @@ from kvmanager.messages import (
     Refused,
     Release,
     Reply,
+    Retry,
     Revoke,
     SequenceRef,
     Wait,
@@ -140,7 +141,10 @@ REPLIES = {
         token_ids=ids,
         copies=st.lists(st.builds(CopyOrder, block, block, u32), max_size=2).map(tuple),
     ),
-    Wait: st.builds(Wait, sequence=sequences, needed_blocks=u32, available_blocks=u32),
+    Wait: st.builds(
+        Wait, sequence=sequences, needed_blocks=u32, available_blocks=u32, for_prefix=st.booleans()
+    ),
+    Retry: st.builds(Retry, sequence=sequences),
     Refused: st.builds(
         Refused, sequence=sequences, code=code, message=text, details=st.dictionaries(text, text, max_size=3)
     ),

@@ -16,6 +16,7 @@ from kvmanager.messages import (
     Opened,
     Refused,
     Release,
+    Retry,
     Revoke,
     SequenceRef,
     Wait,
@@ -82,7 +83,7 @@ class PoolMachine(RuleBasedStateMachine):
         for name, worker in self.workers.items():
             self.lost[name] = worker.session
             self.model.lose(name)
-        self.workers, self.model.wants = {}, {}
+        self.workers, self.model.wants, self.model.waits = {}, {}, {}
         epoch = self.state.boot_epoch
         self.state = KvState.recover(self.buffer, self.tick())
         assert self.state.boot_epoch == epoch + 1
@@ -147,14 +148,18 @@ class PoolMachine(RuleBasedStateMachine):
 
     def check_opened(self, reply: Any, number: int, seq: Seq) -> None:
         expected = self.model.open(number, seq)
-        if isinstance(expected, tuple):
+        if expected is None:
+            assert isinstance(reply, Wait)
+            assert reply.for_prefix
+        elif isinstance(expected, tuple):
             assert reply == Wait(
                 sequence=sequence_id(number), needed_blocks=expected[0], available_blocks=expected[1]
             )
         else:
             assert isinstance(reply, Opened)
             assert list(reply.blocks) == self.refs(expected)
-            assert reply.kv_len == reply.cached_len == len(expected) * SIZE
+            assert reply.kv_len == reply.cached_len == seq.kv
+            assert [(a.id, b.id, n) for a, b, n in reply.copies] == [seq.copy] * self.model.pending(seq)
             assert reply.recorded_len == len(seq.tokens)
 
     @precondition(lambda self: self.pick("open"))
@@ -178,6 +183,7 @@ class PoolMachine(RuleBasedStateMachine):
         if need > len(worker.float):
             return
         blocks, worker.float = worker.float[:need], worker.float[need:]
+        copies = int(self.model.pending(seq) and kv > seq.kv and close != "p")
         entry = CommitEntry(
             sequence=sequence_id(number),
             epoch=seq.epoch,
@@ -186,6 +192,7 @@ class PoolMachine(RuleBasedStateMachine):
             token_ids=sampled,
             kv_len=kv,
             blocks=blocks,
+            copies_done=copies,
             preempted=close == "p",
             finish=FinishReason.STOP if close == "f" else FinishReason.NONE,
         )
@@ -327,6 +334,7 @@ class PoolMachine(RuleBasedStateMachine):
             else:
                 expected.append((name, Granted(blocks=self.refs(what))))
                 self.workers[name].float += self.refs(what)
+        expected += [(name, Retry(sequence=sequence_id(n))) for name, n in self.model.retry()]
         assert [(self.name(session), reply) for session, reply in said] == expected
 
 

@@ -30,6 +30,7 @@ class Seq:
     tip: Any = "root"
     revoked: bool = False
     held: dict[int, list[int]] = field(default_factory=dict)
+    copy: tuple[int, int, int] | None = None  # source, destination, slots
 
 
 class NaivePool:
@@ -42,12 +43,16 @@ class NaivePool:
         self.cached: list[int] = []
         self.seqs: dict[int, Seq] = {}
         self.wants: dict[str, int] = {}  # in the order of sessions
+        self.waits: dict[tuple[int, int], list[tuple[int, int, str, int]]] = {}  # by leader: until, turn, who
+        self.turns = 0
+        self.lost: set[str] = set()
 
     # questions
 
     def refs(self, block: int) -> int:
         rows = [row for s in self.seqs.values() for row in (s.row, *s.held.values())]
-        return sum(row.count(block) for row in rows)
+        read = [s.copy[0] for s in self.seqs.values() if s.copy]
+        return sum(row.count(block) for row in rows) + read.count(block)
 
     def floats(self, session: str) -> list[int]:
         return [i for i, b in enumerate(self.blocks) if b.state == "granted" and b.holder == session]
@@ -75,6 +80,40 @@ class NaivePool:
             hits += hit
             parent = (hit[0], self.blocks[hit[0]].generation)
         return hits
+
+    def begin(self, seq: Seq, hits: list[int]) -> tuple[int, int] | None:
+        """The block after the hits that begins with most of what is wanted next, if half a block; and how much."""
+        wanted = seq.tokens[len(hits) * self.size : len(seq.tokens) - 1][: self.size - 1]
+        parent = (hits[-1], self.blocks[hits[-1]].generation) if hits else "root"
+        start = (seq.tenant, *seq.tokens[: len(hits) * self.size])
+        found = []
+        for i, b in enumerate(self.blocks):
+            if b.indexed and b.parent == parent and b.chain[: len(start)] == start:
+                own = b.chain[len(start) :]
+                alike = next((n for n, (x, y) in enumerate(zip(own, wanted, strict=False)) if x != y), None)
+                found.append((len(wanted) if alike is None else alike, list(own), i))
+        most = max((slots for slots, _, _ in found), default=0)
+        if 2 * most < self.size:
+            return None
+        best = [(own, i) for slots, own, i in found if slots == most]
+        below = [one for one in best if one[0] < wanted]
+        return (max(below) if below else min(best))[1], most
+
+    def leader(self, seq: Seq) -> tuple[int, int] | None:
+        """Whom to wait for, and how many of its slots: who computes the most of what is wanted behind the hits."""
+        hits, whole = self.find(seq.tenant, seq.tokens), (len(seq.tokens) - 1) // self.size * self.size
+        parent = (hits[-1], self.blocks[hits[-1]].generation) if hits else "root"
+        start, found = len(hits) * self.size, []
+        for number, other in self.seqs.items():
+            ready = other.state == "open" and not other.revoked and other.rank[0] >= seq.rank[0]
+            here = (other.tenant, other.tip, other.kv // self.size) == (seq.tenant, parent, len(hits))
+            until = start
+            while until < whole and other.tokens[start : until + 1] == seq.tokens[start : until + 1]:
+                until += 1
+            until -= until % self.size
+            if ready and here and until > start:
+                found.append((until, other.kv, number))
+        return (max(found)[2], max(found)[0]) if found else None
 
     # changes
 
@@ -118,8 +157,31 @@ class NaivePool:
                     said.append((running[victim].owner, victim))
         return said
 
-    def open(self, number: int, seq: Seq) -> tuple[int, int] | list[int]:
-        """The cached blocks, or (needed, available) while it has to wait."""
+    def retry(self) -> list[tuple[str, int]]:
+        """Who is to ask again: (session, sequence) of those whose leader came far enough, or leads nobody any more."""
+        said = []
+        for of, waiting in list(self.waits.items()):
+            seq = self.seqs.get(of[0])
+            leads = seq is not None and seq.state == "open" and seq.epoch == of[1] and not seq.revoked
+            leads = leads and seq is not None and seq.tip is not None
+            kv = seq.kv if seq is not None and leads else 10**9
+            said += [
+                (who, number) for until, _, who, number in waiting if until <= kv and who not in self.lost
+            ]
+            self.waits[of] = [one for one in waiting if one[0] > kv]
+            if not self.waits[of]:
+                del self.waits[of]
+        return said
+
+    def open(self, number: int, seq: Seq) -> tuple[int, int] | list[int] | None:
+        """The cached blocks, (needed, available) while it has to wait, or None for another's prefix."""
+        led = self.leader(seq)
+        if led is not None:
+            self.turns += 1
+            waiting = self.waits.setdefault((led[0], self.seqs[led[0]].epoch), [])
+            waiting.append((led[1], self.turns, seq.owner, number))
+            waiting.sort()
+            return None
         hits = self.find(seq.tenant, seq.tokens)
         pending = -(-len(seq.tokens) // self.size) - len(hits) + 1
         pending += sum(max(0, s.target - len(s.row)) for s in self.seqs.values() if s.state == "open")
@@ -127,6 +189,10 @@ class NaivePool:
         available = self.available() + len(self.floats(seq.owner)) - unused
         if pending > available:
             return pending, available
+        begin = None if seq.copy else self.begin(seq, hits)
+        kept = begin is not None and begin[0] in self.cached
+        if pending > available - kept or self.available() - unused - kept < 1:
+            begin = None
         self.cached = [block for block in self.cached if block not in hits]
         seq.row, seq.kv, seq.target, seq.state = (
             hits,
@@ -136,10 +202,33 @@ class NaivePool:
         )
         seq.tip = (hits[-1], self.blocks[hits[-1]].generation) if hits else "root"
         self.seqs[number] = seq
-        return hits
+        if begin is None:
+            return hits
+        source, slots = begin
+        if kept:
+            self.cached.remove(source)
+        [block] = self.take(seq.owner, 1)
+        self.blocks[block].state = "tail"
+        seq.copy = (source, block, slots)
+        seq.row, seq.kv = [*hits, block], seq.kv + slots
+        return seq.row
+
+    def pending(self, seq: Seq) -> bool:
+        return seq.copy is not None and seq.copy[1] in seq.row
+
+    def end_copy(self, seq: Seq) -> None:
+        assert seq.copy
+        source, seq.copy = seq.copy[0], None
+        if not self.refs(source):
+            if self.blocks[source].indexed:
+                self.cached.append(source)
+            else:
+                self.make_free(source)
 
     def commit(self, number: int, tokens: list[int], kv: int, blocks: list[int]) -> None:
         seq = self.seqs[number]
+        if self.pending(seq) and kv > seq.kv:
+            self.end_copy(seq)
         for block in blocks:
             self.blocks[block].state = "tail"
         seq.row = seq.row + blocks
@@ -177,7 +266,11 @@ class NaivePool:
         seq.row, seq.state, seq.kv, seq.revoked = [], state, 0, False
 
     def release(self, number: int, epoch: int, quarantine: bool = False) -> None:
-        for block in reversed(self.seqs[number].held.pop(epoch)):
+        seq = self.seqs[number]
+        row = seq.held.pop(epoch)
+        if seq.copy and seq.copy[1] in row:
+            self.end_copy(seq)
+        for block in reversed(row):
             if self.refs(block):
                 continue
             if self.blocks[block].state == "tail" and quarantine:
@@ -185,9 +278,14 @@ class NaivePool:
             elif self.blocks[block].indexed:
                 self.cached.append(block)
             else:
+                chain = self.blocks[block].chain
+                for twin in [b for b in self.cached if chain and self.blocks[b].chain == chain]:
+                    self.cached.remove(twin)
+                    self.cached.append(twin)
                 self.make_free(block)
 
     def lose(self, session: str) -> list[int]:
+        self.lost.add(session)
         mine = [n for n, s in self.seqs.items() if s.owner == session]
         ended = [n for n in mine if self.seqs[n].state != "finished"]
         for number in mine:

@@ -25,6 +25,7 @@ from kvmanager.messages import (
     Refused,
     Release,
     Reply,
+    Retry,
     Revoke,
     SequenceId,
     SessionId,
@@ -277,6 +278,8 @@ class Pair:
                 self.scheduler.refused(reply, self.now)
             case Revoke():
                 self.scheduler.revoke(reply.sequence, reply.epoch, self.now)
+            case Retry():
+                self.scheduler.retry(reply.sequence)
             case _:
                 raise AssertionError(reply)
 

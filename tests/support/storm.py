@@ -4,7 +4,17 @@ import random
 from dataclasses import replace
 
 from kvmanager.layout import Buffer
-from kvmanager.messages import BlockRef, FinishReason, Granted, Opened, Reply, Revoke, SequenceId, SessionId
+from kvmanager.messages import (
+    BlockRef,
+    FinishReason,
+    Granted,
+    Opened,
+    Reply,
+    Retry,
+    Revoke,
+    SequenceId,
+    SessionId,
+)
 from kvmanager.prefix import Hash, sha256
 from kvmanager.state import KvState
 from kvmanager.store import Hook
@@ -28,7 +38,9 @@ class Storm:
         self.preempted: dict[int, Worker] = {}
         self.held: dict[SessionId, set[int]] = {}  # blocks a session may write
         self.content: dict[BlockRef, tuple[int, ...]] = {}  # sealed: all tokens up to the block's end
-        self.born = self.now = self.calls = self.revokes = self.hits = self.forks = 0
+        self.born = self.now = self.calls = self.revokes = self.hits = self.forks = self.copies = (
+            self.retries
+        ) = 0
 
     def run(self, calls: int) -> None:
         while self.calls < calls:
@@ -104,6 +116,8 @@ class Storm:
             if isinstance(reply, Granted):
                 self.workers[session].float += reply.blocks
                 self.granted(self.workers[session], list(reply.blocks))
+            elif isinstance(reply, Retry):
+                self.retries += 1
             else:
                 assert isinstance(reply, Revoke)
                 self.revokes += 1
@@ -126,7 +140,12 @@ class Storm:
             self.preempted.pop(number, None)
             self.owner[number], self.tokens[number] = worker, list(ids)
             self.hits += reply.cached_len > 0
-            for i, block in enumerate(reply.blocks):
+            shared = len(reply.blocks) - len(reply.copies)
+            for source, destination, slots in reply.copies:
+                assert self.content[source][: 2 * shared + slots] == tuple(ids[: 2 * shared + slots])
+                self.granted(worker, [destination])
+                self.copies += 1
+            for i, block in enumerate(reply.blocks[:shared]):
                 assert self.content[block] == tuple(ids[: 2 * i + 2]), "a hit on other tokens"
 
     def step(self, worker: Worker, number: int) -> None:

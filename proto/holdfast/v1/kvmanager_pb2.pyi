@@ -232,7 +232,7 @@ class DaemonRequest(_message.Message):
     def __init__(self, session: _Optional[bytes] = ..., boot_epoch: _Optional[int] = ..., number: _Optional[int] = ..., grant: _Optional[_Union[Grant, _Mapping]] = ..., open_or_adopt: _Optional[_Union[OpenOrAdopt, _Mapping]] = ..., commit: _Optional[_Union[Commit, _Mapping]] = ..., release: _Optional[_Union[Release, _Mapping]] = ..., fenced: _Optional[_Union[Fenced, _Mapping]] = ..., holdings: _Optional[_Union[HoldingsRequest, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., hello: _Optional[_Union[Hello, _Mapping]] = ..., snapshot: _Optional[_Union[SnapshotRequest, _Mapping]] = ..., read_record: _Optional[_Union[ReadRecord, _Mapping]] = ..., find_request: _Optional[_Union[FindRequest, _Mapping]] = ..., status: _Optional[_Union[StatusRequest, _Mapping]] = ..., list: _Optional[_Union[ListRequest, _Mapping]] = ..., describe: _Optional[_Union[DescribeRequest, _Mapping]] = ..., fsck: _Optional[_Union[FsckRequest, _Mapping]] = ..., flush: _Optional[_Union[FlushRequest, _Mapping]] = ..., evict: _Optional[_Union[EvictRequest, _Mapping]] = ..., pin: _Optional[_Union[PinRequest, _Mapping]] = ..., unpin: _Optional[_Union[UnpinRequest, _Mapping]] = ..., drain: _Optional[_Union[DrainRequest, _Mapping]] = ..., undrain: _Optional[_Union[UndrainRequest, _Mapping]] = ..., delete_pool: _Optional[_Union[DeletePoolRequest, _Mapping]] = ...) -> None: ...
 
 class DaemonReply(_message.Message):
-    __slots__ = ("boot_epoch", "number", "error", "acked", "granted", "opened", "wait", "refused", "revoke", "drain", "handover", "holdings", "resume", "snapshot", "record", "found_request", "status", "list", "describe", "fsck", "flush", "evict", "pin", "unpin", "drained", "undrained", "deleted_pool")
+    __slots__ = ("boot_epoch", "number", "error", "acked", "granted", "opened", "wait", "refused", "revoke", "drain", "handover", "holdings", "resume", "snapshot", "record", "found_request", "retry", "status", "list", "describe", "fsck", "flush", "evict", "pin", "unpin", "drained", "undrained", "deleted_pool")
     BOOT_EPOCH_FIELD_NUMBER: _ClassVar[int]
     NUMBER_FIELD_NUMBER: _ClassVar[int]
     ERROR_FIELD_NUMBER: _ClassVar[int]
@@ -249,6 +249,7 @@ class DaemonReply(_message.Message):
     SNAPSHOT_FIELD_NUMBER: _ClassVar[int]
     RECORD_FIELD_NUMBER: _ClassVar[int]
     FOUND_REQUEST_FIELD_NUMBER: _ClassVar[int]
+    RETRY_FIELD_NUMBER: _ClassVar[int]
     STATUS_FIELD_NUMBER: _ClassVar[int]
     LIST_FIELD_NUMBER: _ClassVar[int]
     DESCRIBE_FIELD_NUMBER: _ClassVar[int]
@@ -276,6 +277,7 @@ class DaemonReply(_message.Message):
     snapshot: Snapshot
     record: Record
     found_request: FoundRequest
+    retry: Retry
     status: Status
     list: ListReply
     describe: DescribeReply
@@ -287,7 +289,7 @@ class DaemonReply(_message.Message):
     drained: DrainReply
     undrained: UndrainReply
     deleted_pool: DeletePoolReply
-    def __init__(self, boot_epoch: _Optional[int] = ..., number: _Optional[int] = ..., error: _Optional[_Union[Error, _Mapping]] = ..., acked: _Optional[_Union[Acked, _Mapping]] = ..., granted: _Optional[_Union[Granted, _Mapping]] = ..., opened: _Optional[_Union[Opened, _Mapping]] = ..., wait: _Optional[_Union[Wait, _Mapping]] = ..., refused: _Optional[_Union[Refused, _Mapping]] = ..., revoke: _Optional[_Union[Revoke, _Mapping]] = ..., drain: _Optional[_Union[Drain, _Mapping]] = ..., handover: _Optional[_Union[Handover, _Mapping]] = ..., holdings: _Optional[_Union[Holdings, _Mapping]] = ..., resume: _Optional[_Union[Resume, _Mapping]] = ..., snapshot: _Optional[_Union[Snapshot, _Mapping]] = ..., record: _Optional[_Union[Record, _Mapping]] = ..., found_request: _Optional[_Union[FoundRequest, _Mapping]] = ..., status: _Optional[_Union[Status, _Mapping]] = ..., list: _Optional[_Union[ListReply, _Mapping]] = ..., describe: _Optional[_Union[DescribeReply, _Mapping]] = ..., fsck: _Optional[_Union[FsckReply, _Mapping]] = ..., flush: _Optional[_Union[FlushReply, _Mapping]] = ..., evict: _Optional[_Union[EvictReply, _Mapping]] = ..., pin: _Optional[_Union[PinReply, _Mapping]] = ..., unpin: _Optional[_Union[UnpinReply, _Mapping]] = ..., drained: _Optional[_Union[DrainReply, _Mapping]] = ..., undrained: _Optional[_Union[UndrainReply, _Mapping]] = ..., deleted_pool: _Optional[_Union[DeletePoolReply, _Mapping]] = ...) -> None: ...
+    def __init__(self, boot_epoch: _Optional[int] = ..., number: _Optional[int] = ..., error: _Optional[_Union[Error, _Mapping]] = ..., acked: _Optional[_Union[Acked, _Mapping]] = ..., granted: _Optional[_Union[Granted, _Mapping]] = ..., opened: _Optional[_Union[Opened, _Mapping]] = ..., wait: _Optional[_Union[Wait, _Mapping]] = ..., refused: _Optional[_Union[Refused, _Mapping]] = ..., revoke: _Optional[_Union[Revoke, _Mapping]] = ..., drain: _Optional[_Union[Drain, _Mapping]] = ..., handover: _Optional[_Union[Handover, _Mapping]] = ..., holdings: _Optional[_Union[Holdings, _Mapping]] = ..., resume: _Optional[_Union[Resume, _Mapping]] = ..., snapshot: _Optional[_Union[Snapshot, _Mapping]] = ..., record: _Optional[_Union[Record, _Mapping]] = ..., found_request: _Optional[_Union[FoundRequest, _Mapping]] = ..., retry: _Optional[_Union[Retry, _Mapping]] = ..., status: _Optional[_Union[Status, _Mapping]] = ..., list: _Optional[_Union[ListReply, _Mapping]] = ..., describe: _Optional[_Union[DescribeReply, _Mapping]] = ..., fsck: _Optional[_Union[FsckReply, _Mapping]] = ..., flush: _Optional[_Union[FlushReply, _Mapping]] = ..., evict: _Optional[_Union[EvictReply, _Mapping]] = ..., pin: _Optional[_Union[PinReply, _Mapping]] = ..., unpin: _Optional[_Union[UnpinReply, _Mapping]] = ..., drained: _Optional[_Union[DrainReply, _Mapping]] = ..., undrained: _Optional[_Union[UndrainReply, _Mapping]] = ..., deleted_pool: _Optional[_Union[DeletePoolReply, _Mapping]] = ...) -> None: ...
 
 class Grant(_message.Message):
     __slots__ = ("count", "starving")
@@ -512,14 +514,22 @@ class CopyOrder(_message.Message):
     def __init__(self, source: _Optional[bytes] = ..., destination: _Optional[bytes] = ..., slots: _Optional[int] = ...) -> None: ...
 
 class Wait(_message.Message):
-    __slots__ = ("sequence", "needed_blocks", "available_blocks")
+    __slots__ = ("sequence", "needed_blocks", "available_blocks", "for_prefix")
     SEQUENCE_FIELD_NUMBER: _ClassVar[int]
     NEEDED_BLOCKS_FIELD_NUMBER: _ClassVar[int]
     AVAILABLE_BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    FOR_PREFIX_FIELD_NUMBER: _ClassVar[int]
     sequence: bytes
     needed_blocks: int
     available_blocks: int
-    def __init__(self, sequence: _Optional[bytes] = ..., needed_blocks: _Optional[int] = ..., available_blocks: _Optional[int] = ...) -> None: ...
+    for_prefix: bool
+    def __init__(self, sequence: _Optional[bytes] = ..., needed_blocks: _Optional[int] = ..., available_blocks: _Optional[int] = ..., for_prefix: _Optional[bool] = ...) -> None: ...
+
+class Retry(_message.Message):
+    __slots__ = ("sequence",)
+    SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    sequence: bytes
+    def __init__(self, sequence: _Optional[bytes] = ...) -> None: ...
 
 class Refused(_message.Message):
     __slots__ = ("sequence", "error")
@@ -636,7 +646,7 @@ class WorkerInfo(_message.Message):
     def __init__(self, id: _Optional[str] = ..., endpoint: _Optional[str] = ..., pool: _Optional[str] = ..., model: _Optional[str] = ..., state: _Optional[_Union[WorkerState, str]] = ..., pid: _Optional[int] = ..., step: _Optional[int] = ..., age_ms: _Optional[int] = ..., busy: _Optional[bool] = ..., running: _Optional[int] = ..., waiting: _Optional[int] = ..., float_blocks: _Optional[int] = ..., tokens_per_second: _Optional[float] = ..., steps_waited: _Optional[int] = ..., wait_p99_ms: _Optional[float] = ..., preemptions: _Optional[int] = ..., session: _Optional[str] = ..., prompt_tokens: _Optional[int] = ..., generation_tokens: _Optional[int] = ..., silent_ms: _Optional[int] = ..., replayed: _Optional[int] = ..., reprefilled: _Optional[int] = ...) -> None: ...
 
 class PoolInfo(_message.Message):
-    __slots__ = ("name", "model", "fingerprint", "geometry", "num_blocks", "max_model_len", "vocab_size", "dtype", "device", "pool_bytes", "metadata_bytes", "blocks", "prefix_queries", "prefix_hits", "evictions", "preemptions", "sequences", "tokens_held", "exporter", "orphans", "adoptions", "reprefilled")
+    __slots__ = ("name", "model", "fingerprint", "geometry", "num_blocks", "max_model_len", "vocab_size", "dtype", "device", "pool_bytes", "metadata_bytes", "blocks", "prefix_queries", "prefix_hits", "evictions", "preemptions", "sequences", "tokens_held", "exporter", "partial_hits", "prefix_waits", "memory", "orphans", "adoptions", "reprefilled")
     NAME_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
@@ -656,6 +666,9 @@ class PoolInfo(_message.Message):
     SEQUENCES_FIELD_NUMBER: _ClassVar[int]
     TOKENS_HELD_FIELD_NUMBER: _ClassVar[int]
     EXPORTER_FIELD_NUMBER: _ClassVar[int]
+    PARTIAL_HITS_FIELD_NUMBER: _ClassVar[int]
+    PREFIX_WAITS_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_FIELD_NUMBER: _ClassVar[int]
     ORPHANS_FIELD_NUMBER: _ClassVar[int]
     ADOPTIONS_FIELD_NUMBER: _ClassVar[int]
     REPREFILLED_FIELD_NUMBER: _ClassVar[int]
@@ -678,10 +691,33 @@ class PoolInfo(_message.Message):
     sequences: int
     tokens_held: int
     exporter: str
+    partial_hits: int
+    prefix_waits: int
+    memory: MemoryUse
     orphans: int
     adoptions: int
     reprefilled: int
-    def __init__(self, name: _Optional[str] = ..., model: _Optional[str] = ..., fingerprint: _Optional[str] = ..., geometry: _Optional[_Union[Geometry, _Mapping]] = ..., num_blocks: _Optional[int] = ..., max_model_len: _Optional[int] = ..., vocab_size: _Optional[int] = ..., dtype: _Optional[str] = ..., device: _Optional[str] = ..., pool_bytes: _Optional[int] = ..., metadata_bytes: _Optional[int] = ..., blocks: _Optional[_Union[BlockCounts, _Mapping]] = ..., prefix_queries: _Optional[int] = ..., prefix_hits: _Optional[int] = ..., evictions: _Optional[int] = ..., preemptions: _Optional[int] = ..., sequences: _Optional[int] = ..., tokens_held: _Optional[int] = ..., exporter: _Optional[str] = ..., orphans: _Optional[int] = ..., adoptions: _Optional[int] = ..., reprefilled: _Optional[int] = ...) -> None: ...
+    def __init__(self, name: _Optional[str] = ..., model: _Optional[str] = ..., fingerprint: _Optional[str] = ..., geometry: _Optional[_Union[Geometry, _Mapping]] = ..., num_blocks: _Optional[int] = ..., max_model_len: _Optional[int] = ..., vocab_size: _Optional[int] = ..., dtype: _Optional[str] = ..., device: _Optional[str] = ..., pool_bytes: _Optional[int] = ..., metadata_bytes: _Optional[int] = ..., blocks: _Optional[_Union[BlockCounts, _Mapping]] = ..., prefix_queries: _Optional[int] = ..., prefix_hits: _Optional[int] = ..., evictions: _Optional[int] = ..., preemptions: _Optional[int] = ..., sequences: _Optional[int] = ..., tokens_held: _Optional[int] = ..., exporter: _Optional[str] = ..., partial_hits: _Optional[int] = ..., prefix_waits: _Optional[int] = ..., memory: _Optional[_Union[MemoryUse, _Mapping]] = ..., orphans: _Optional[int] = ..., adoptions: _Optional[int] = ..., reprefilled: _Optional[int] = ...) -> None: ...
+
+class MemoryUse(_message.Message):
+    __slots__ = ("slots", "allocated", "reserved", "cached", "quarantined", "shared", "fragmented", "tokens")
+    SLOTS_FIELD_NUMBER: _ClassVar[int]
+    ALLOCATED_FIELD_NUMBER: _ClassVar[int]
+    RESERVED_FIELD_NUMBER: _ClassVar[int]
+    CACHED_FIELD_NUMBER: _ClassVar[int]
+    QUARANTINED_FIELD_NUMBER: _ClassVar[int]
+    SHARED_FIELD_NUMBER: _ClassVar[int]
+    FRAGMENTED_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    slots: int
+    allocated: int
+    reserved: int
+    cached: int
+    quarantined: int
+    shared: int
+    fragmented: int
+    tokens: int
+    def __init__(self, slots: _Optional[int] = ..., allocated: _Optional[int] = ..., reserved: _Optional[int] = ..., cached: _Optional[int] = ..., quarantined: _Optional[int] = ..., shared: _Optional[int] = ..., fragmented: _Optional[int] = ..., tokens: _Optional[int] = ...) -> None: ...
 
 class BlockCounts(_message.Message):
     __slots__ = ("free", "granted", "tail", "sealed", "quarantined", "cached", "shared", "pinned")
