@@ -121,7 +121,7 @@ class Daemon:
         self._watch_signals()
         self.loop.watch(self.server.router.socket, lambda: None)  # drained in every round
         self.loop.watch(self.keeper.fileno(), self.keeper.drain)
-        self.pools.recover()
+        self.pools.recover(self._fast_crashes)
         for pool in self.pools:
             self._expect_back(pool)
         self.view.ready = True
