@@ -12,7 +12,7 @@ import zmq
 
 from holdfast.rundir import RunDir
 from kvmanager.client import Attachment, AttachSpec, DaemonLink, attach
-from kvmanager.errors import KvError, Mismatch
+from kvmanager.errors import KvError, Mismatch, Unavailable
 from kvmanager.messages import SessionId
 
 THREAD: Final = "attach again"
@@ -43,6 +43,8 @@ class Comeback:
             self._found = self._attach(session)
         except KvError as error:
             self._found = error
+        except Exception as error:  # noqa: BLE001 - told, and the worker ends: nobody waits for a thread that is gone
+            self._found = Unavailable(f"attaching again failed: {error}")
         wake()
 
     def _attach(self, session: SessionId) -> Attachment:

@@ -33,6 +33,9 @@ class ComputeSettings(Common):
     max_num_seqs: int = Field(64, ge=1, le=4096, description="sequences computed at once")
     max_num_batched_tokens: int = Field(2048, ge=1, le=65_536, description="most tokens of one step")
     max_waiting: int = Field(1024, ge=1, le=65_536, description="requests in line; more are rejected")
+    enable_prefix_caching: bool = Field(
+        True, description="find the beginning of a prompt in the cache, and keep blocks there for later ones"
+    )
     threads: int = Field(
         default_factory=lambda: os.cpu_count() or 1, ge=1, le=1024, description="of the CPU's arithmetic"
     )

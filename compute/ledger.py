@@ -8,7 +8,7 @@ Pure. The daemon answers in the order of the numbers; an answer to n stands for 
 
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from compute.scheduler import Rejection, TokenEvent
 from kvmanager.errors import KvError
@@ -55,6 +55,13 @@ class Ledger:
         self.number = held.number
         if isinstance(held.message, OpenOrAdopt):
             self._void.discard(held.message.sequence)
+
+    def follow(self, events: Sequence[TokenEvent]) -> bool:
+        """Lets events out with the last message on its way; False if there is none."""
+        if self._held:
+            last = self._held[-1]
+            self._held[-1] = replace(last, events=(*last.events, *events))
+        return bool(self._held)
 
     def answered(self, number: int, refusals: Sequence[Refusal] = ()) -> list[Shown]:
         """Everything up to `number` is recorded, but for the refused entries of `number` itself."""

@@ -35,7 +35,7 @@ from compute.mailbox import (
     ToStep,
     Unasked,
 )
-from compute.reconcile import answer, by_sequence
+from compute.reconcile import answer, by_sequence, given_up
 from compute.report import log_end
 from compute.request import Request
 from compute.scheduler import Outcome, Rejection, TokenEvent
@@ -262,14 +262,13 @@ class Link:
     def _reconcile(self, holdings: Holdings) -> None:
         """The answers that the former daemon could not give, then everything that it never got, in the old order."""
         held, applied = by_sequence(holdings), self._attachment.answer.number
-        again = []
-        for one in [one for one in self._ledger if one.number <= applied]:
+        settled, again = [one for one in self._ledger if one.number <= applied], []
+        given = given_up(one.message for one in settled)
+        for one in settled:
             if isinstance(one.message, OpenOrAdopt):
                 again.append(one.message)
-            self._heard(
-                one.number,
-                Granted(blocks=()) if isinstance(one.message, Grant) else answer(one.message, held),
-            )
+            lost = answer(one.message, held, given)
+            self._heard(one.number, Granted(blocks=()) if isinstance(one.message, Grant) else lost)
         self._inbox.put(Unasked(holdings))
         self._away = Away.NO
         for one in self._ledger:
@@ -329,7 +328,7 @@ class Link:
     def _say(self, outcome: Outcome) -> None:
         if outcome.commit is not None:
             self._send(outcome.commit, outcome.commit.step, outcome.events)
-        else:
+        elif not self._ledger.follow(outcome.events):  # what they say again may not be recorded yet
             self._show(self._worker.scheduler.progress.step, outcome.events)
         if outcome.release is not None:
             self._send(outcome.release)

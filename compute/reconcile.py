@@ -4,20 +4,38 @@ The metadata holds every operation whole, so the daemon's record of what this wo
 a commit was applied if its sequence stands where the entry put it.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 
 from kvmanager.errors import Fenced
-from kvmanager.messages import Acked, Commit, CommitEntry, Holding, Holdings, Numbered, Refusal, SequenceId
+from kvmanager.messages import (
+    Acked,
+    Commit,
+    CommitEntry,
+    Holding,
+    Holdings,
+    Numbered,
+    Refusal,
+    SequenceId,
+)
+from kvmanager.messages import Fenced as FencedMessage
 
 
-def answer(message: Numbered, held: Mapping[SequenceId, Holding]) -> Acked:
-    """The acknowledgement that was lost, without what it granted: `Holdings.blocks` has that."""
-    return Acked(refusals=list(refusals(message, held)) if isinstance(message, Commit) else ())
+def answer(message: Numbered, held: Mapping[SequenceId, Holding], given: Container[SequenceId] = ()) -> Acked:
+    """The acknowledgement that was lost, without what it granted: `Holdings.blocks` has that. `given`: sequences that
+    a later message gave up, so that they are another's now."""
+    return Acked(refusals=list(refusals(message, held, given)) if isinstance(message, Commit) else ())
 
 
-def refusals(commit: Commit, held: Mapping[SequenceId, Holding]) -> Iterable[Refusal]:
+def given_up(messages: Iterable[Numbered]) -> set[SequenceId]:
+    """Sequences that are not this worker's any more by these messages, all of them applied."""
+    return {message.sequence for message in messages if isinstance(message, FencedMessage)}
+
+
+def refusals(
+    commit: Commit, held: Mapping[SequenceId, Holding], given: Container[SequenceId]
+) -> Iterable[Refusal]:
     for entry in commit.entries:
-        if not applied(entry, held.get(entry.sequence)):
+        if entry.sequence not in given and not applied(entry, held.get(entry.sequence)):
             yield Refusal(
                 entry.sequence, entry.epoch, Fenced.code, "refused before the KV manager started anew"
             )

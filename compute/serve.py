@@ -166,6 +166,7 @@ def limits(settings: ComputeSettings, config: ModelConfig, num_blocks: int) -> L
         eos_ids=config.eos_ids,
         vocab_size=config.vocab_size,
         max_waiting=settings.max_waiting,
+        prefix_caching=settings.enable_prefix_caching,
     )
 
 

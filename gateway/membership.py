@@ -97,9 +97,10 @@ async def read_record(daemon: Daemon, sequence: bytes, first: int, timeout_s: fl
 async def find_request(daemon: Daemon, request_id: str, tenant: bytes, timeout_s: float) -> list[Found]:
     """All records of the request, in no order; FrameError if one cannot be read."""
     found = await daemon.find_request(request_id, tenant, timeout_s)
+    prompts = {one.group: one.prompt[: 4 * one.prompt_len] for one in found if one.prompt}  # once is enough
     return [
         Found(
-            submitted=from_record(one.request, one.prompt[: 4 * one.prompt_len]),
+            submitted=from_record(one.request, prompts.get(one.group, b"")),
             session=one.session,
             finished=one.finished,
         )

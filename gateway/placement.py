@@ -59,8 +59,10 @@ class Binding:
         """As at first, or, when it may have begun somewhere, with what is known of its output."""
         if not self.tries:
             return self.submission
-        known = max(self.submission.output_ids, self.index.track.output_ids, key=len)
-        return replace(self.submission, adopt=True, output_ids=known)
+        given = self.submission
+        known = max(given.output_ids, self.index.track.output_ids, key=len)
+        most = 4 * (given.stopping.max_tokens - 1)  # one is left to generate, or it would have ended
+        return replace(given, adopt=True, output_ids=known[:most])
 
     def renew(self) -> None:
         """Another sequence, which begins with the output known so far: the record of this one has ended."""
@@ -78,9 +80,8 @@ class Binding:
     # ------------------------------------------------------------------------------------ fleet.Sink
 
     def heard(self, entry: TokensEntry) -> None:
-        ended = (
-            entry.finish is FinishReason.CANCELLED
-        )  # by whoever had it before: what we cancel we do not hear
+        # By whoever had it before: what is cancelled here is not heard any more.
+        ended = entry.finish is FinishReason.CANCELLED
         if self.index.heard(replace(entry, finish=FinishReason.NONE) if ended else entry):
             self.since = self.refusals = 0
         if ended:
@@ -97,9 +98,7 @@ class Binding:
         self.index.tick(now)
 
     def stray(self) -> None:
-        """No worker speaks for it, unless it has ended."""
-        if self.index.track.ended:
-            return
+        """No worker speaks for it. If it has ended, that does not matter."""
         self.adrift, self.since = True, self.since or time.monotonic()
         self.index.moves()
         self.strays()

@@ -75,7 +75,8 @@ def open_new(parts: Parts, session: Session, message: OpenOrAdopt, now_ns: int) 
         arrival_ns=message.arrival_ns,
         opened_ns=now_ns,
         moved_ns=now_ns,
-        bypass_prefix=message.bypass_prefix,
+        bypass_prefix=message.bypass_prefix or message.no_cache,
+        private=message.no_cache,
         prompt_len=message.prompt_len or len(message.token_ids),
         stepped=False,
         tokens=array("I", message.token_ids),
@@ -140,7 +141,8 @@ def resume(  # noqa: PLR0917 - who, what, how and when
     parts: Parts, session: Session, known: Sequence, message: OpenOrAdopt, kind: OpenKind, now_ns: int
 ) -> Opened | Wait:
     """Give a sequence without a row a new one, which begins with what is cached of it. Who adopts waits for nobody."""
-    known.bypass_prefix = message.bypass_prefix  # what is still to be computed decides, not how it began
+    # What is still to be computed decides, not how it began.
+    known.bypass_prefix, known.private = message.bypass_prefix or message.no_cache, message.no_cache
     hits = find_prefix(parts, known)
     wait = follow(parts, session, known, hits, now_ns) if kind == OpenKind.RESUMED else None
     wait = wait or lacks_blocks(parts, session, known, hits)
@@ -194,10 +196,8 @@ def lacks_blocks(
     the hits that is to be kept."""
     blocks, kept = parts.blocks, hits if source is None else [*hits, source]
     available = blocks.available + session.float_blocks - sum(blocks.refs[block] == 0 for block in kept)
-    reserve = (
-        1 + len(parts.sequences.open) + len(parts.sequences.orphans)
-    )  # rule 5: a tail for whoever adopts
-    needed = parts.blocks_of(sequence.recorded_len) - len(hits) + reserve
+    needed = parts.blocks_of(sequence.recorded_len) - len(hits) + 1 + parts.reserve
+    needed -= sequence.slot in parts.sequences.orphans  # it has no tail that would be copied
     for other in parts.sequences.open.values():
         needed += max(0, other.target_blocks - len(parts.rows.blocks[other.row]))
     if needed <= available:
@@ -223,7 +223,7 @@ def start(parts: Parts, session: Session, sequence: Sequence, hits: list[int], b
     """Give the sequence its row, which begins with the cached blocks and perhaps a copy of part of the next."""
     for block in hits:
         parts.blocks.share(block)
-    sequence.tip = parts.prefix.tip(sequence.tenant, hits)
+    sequence.tip = parts.prefix.tip(sequence.tenant, hits, private=sequence.private)
     sequence.owner = session.holder
     sequence.row = parts.rows.open(sequence.slot, sequence.epoch, hits)
     sequence.kv_len = sequence.cached_len = len(hits) * parts.block_size
@@ -264,7 +264,7 @@ def opened(parts: Parts, sequence: Sequence, kind: OpenKind, lost_len: int = 0) 
         blocks=[parts.blocks.ref(block) for block in parts.rows.blocks[sequence.row]],
         token_ids=list(sequence.tokens) if kind in (OpenKind.YOURS, OpenKind.ADOPTED) else (),
         lost_len=lost_len,
-        alone=kind == OpenKind.ADOPTED and sequence.deaths > 0,
+        alone=sequence.deaths > 0,
         copies=copies_of(parts, sequence),
     )
 

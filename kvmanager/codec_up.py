@@ -55,6 +55,7 @@ def encode_open(body: pb.OpenOrAdopt, message: OpenOrAdopt) -> None:
         message.request_id,
     )
     body.prompt_len = message.prompt_len
+    body.no_cache = message.no_cache
 
 
 def decode_open(body: pb.OpenOrAdopt) -> OpenOrAdopt:
@@ -74,6 +75,7 @@ def decode_open(body: pb.OpenOrAdopt) -> OpenOrAdopt:
         bypass_prefix=body.bypass_prefix,
         prompt_len=body.prompt_len,
         request_id=short(body.request_id, 128, "request_id"),
+        no_cache=body.no_cache,
     )
 
 

@@ -74,8 +74,9 @@ def compare_tables(live: Parts, rebuilt: Parts) -> Iterator[Finding]:
             yield Finding(
                 "sequence", f"record {slot}", f"{sequence_facts(a)} in memory, {sequence_facts(b)} stored"
             )
-    if mine.open.keys() != true.open.keys() or len(mine.finished) != len(true.finished):
-        yield Finding("sequence", "look-ups", "open or finished sequences differ from the records")
+    found = [(t.open.keys(), t.orphans.keys(), len(t.finished)) for t in (mine, true)]
+    if found[0] != found[1]:
+        yield Finding("sequence", "look-ups", "open, orphaned or finished ones differ from the records")
     for name in ("token_arena", "request_arena"):
         if getattr(mine, name).holes != getattr(true, name).holes:
             yield Finding("sequence", name, "its free extents are not those that the records leave")
@@ -92,6 +93,7 @@ def sequence_facts(s: Any) -> Any:
         s.id,
         s.state,
         s.epoch,
+        s.deaths,
         s.owner,
         s.row,
         s.kv_len,

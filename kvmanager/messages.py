@@ -84,6 +84,7 @@ class OpenOrAdopt:
     bypass_prefix: bool = False
     request_id: str = ""
     prompt_len: int = 0
+    no_cache: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

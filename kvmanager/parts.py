@@ -46,10 +46,14 @@ class Parts:
         return -(-tokens // self.block_size)
 
     @property
+    def reserve(self) -> int:
+        """Blocks kept back: one for each live sequence, for the tail of whoever adopts it (rule 5)."""
+        return len(self.sequences.open) + len(self.sequences.orphans)
+
+    @property
     def grantable(self) -> int:
-        """Blocks that floats may get: one for each live sequence is kept back, for the tail of whoever adopts it."""
-        reserve = len(self.sequences.open) + len(self.sequences.orphans)
-        return max(0, self.blocks.available - reserve)
+        """Blocks that floats may get."""
+        return max(0, self.blocks.available - self.reserve)
 
     def owner(self, sequence: Sequence) -> Session | None:
         return self.sessions.slots[sequence.owner - 1] if sequence.owner else None

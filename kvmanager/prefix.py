@@ -117,10 +117,10 @@ class PrefixIndex:
         assert nearest[1] < size
         return Begin(*nearest)
 
-    def tip(self, tenant: bytes, sealed: list[int]) -> Tip:
+    def tip(self, tenant: bytes, sealed: list[int], *, private: bool = False) -> Tip:
         """What comes next is sealed after these, a chain from its root; after a private block it stays private."""
         if not sealed:
-            return Tip(0, self.keys.root(tenant), NONE)
+            return Tip(0, self.keys.root(tenant), LOST if private else NONE)
         last, b = sealed[-1], self._blocks
         return Tip(len(sealed), b.key[last], b.link(last) if b.indexed[last] else LOST)
 

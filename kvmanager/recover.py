@@ -87,6 +87,8 @@ def sequence_of(record: Any, view: MetaView, slot: int) -> Sequence:
     numbers: dict[str, Any] = {name: int(record[name]) for name in NUMBERS}
     offset, recorded = numbers["token_offset"], int(record["recorded_len"])
     return Sequence(
+        target_blocks=-(-recorded // view.block_tokens.shape[1]),  # what it was opened with, or a block more
+        stepped=not numbers["deaths"],  # a commit clears the count
         slot=slot,
         id=SequenceId(record["id"].tobytes()),
         group=record["group"].tobytes(),

@@ -238,7 +238,8 @@ class KvState:
     @property
     def tokens_held(self) -> int:
         """Committed slots of live sequences; a shared block counts for each."""
-        return sum(sequence.kv_len for sequence in self._parts.sequences.open.values())
+        table = self._parts.sequences
+        return sum(s.kv_len for live in (table.open, table.orphans) for s in live.values())
 
     def counts(self) -> views.BlockCounts:
         return views.counts(self._parts)

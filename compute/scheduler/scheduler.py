@@ -6,6 +6,7 @@ package for the order of calls.
 """
 
 from collections.abc import Sequence as ListLike
+from dataclasses import replace
 
 from compute.plan import StepPlan, StepResult
 from compute.request import Request
@@ -261,7 +262,7 @@ class Scheduler:
         """What to send before the step runs: for blocks first, then for rows of those whose turn it is."""
         opens: list[Numbered] = []
         while self._may_open() and (order := self._roster.open_next(now_ns)) is not None:
-            opens.append(order)
+            opens.append(order if self._limits.prefix_caching else replace(order, no_cache=True))
         batch = self._batch
         grant = self._float.order(self._target(), batch.short, now_ns, starving=batch.starving)
         return opens if grant is None else [grant, *opens]

@@ -70,6 +70,17 @@ def test_a_begun_block_is_copied_once_before_the_first_step(depth: int) -> None:
     assert {event.cached_tokens for event in pair.shown if event.sequence == request.sequence} == {11}
 
 
+def test_without_the_prefix_cache_everything_is_computed_and_nothing_stays() -> None:
+    pair = Pair(prefix_caching=False)
+    first, second = make_request(1, range(2, 12)), make_request(2, range(2, 12))
+    for request in (first, second):
+        pair.submit(request)
+        pair.run()
+        assert pair.output(request) == expected_output(request)[0]
+    assert pair.scheduler.progress.prompt_tokens == 20
+    assert (pair.state.counts().cached, pair.state.prefix_queries) == (0, 0)
+
+
 def test_prompt_logprobs_compute_the_whole_prompt() -> None:
     """Such a request bypasses the cache."""
     pair = Pair(num_blocks=40)

@@ -177,7 +177,7 @@ class ScriptedDaemon(Peer):
                     group=submit.group,
                     request=bare.SerializeToString(),
                     prompt_len=record.prompt_len,
-                    prompt=record.token_ids[: 4 * record.prompt_len],
+                    prompt=b"" if submit.index else record.token_ids[: 4 * record.prompt_len],
                     session="" if record.finish else self.owners.get(sequence, ""),
                     finished=bool(record.finish),
                 )
@@ -194,6 +194,8 @@ class ScriptedDaemon(Peer):
 
     def record(self, job, ids, finish=0, stop_token_id=0):
         """As the daemon does before a token may be shown."""
+        if job.submit.sequence not in self.records:
+            self.submits[job.submit.sequence] = job.submit
         found = self.records.setdefault(
             job.submit.sequence,
             kvmanager_pb2.Record(
@@ -203,7 +205,6 @@ class ScriptedDaemon(Peer):
                 prompt_len=len(job.submit.token_ids) // 4,
             ),
         )
-        self.submits.setdefault(job.submit.sequence, job.submit)
         found.token_ids += pack(ids)
         found.recorded_len = len(found.token_ids) // 4
         found.finish = finish

@@ -7,6 +7,7 @@ import pytest
 from peers import collect, faithful, ids_of, silent, tell, token_of, unpack
 
 from gateway.client import CallError, Unreachable
+from holdfast.v1 import compute_pb2
 from holdfast.v1 import generate_pb2 as pb
 from holdfast.v1 import kvmanager_pb2 as kv
 
@@ -74,27 +75,11 @@ async def test_the_gap_counts_as_stalled(service):
     assert 0.4 <= times.stalled <= times.decode
 
 
-async def test_a_client_that_does_not_read_holds_up_no_adoption(service):
-    async with service.client(faithful) as client:
-        stream = client.generate([1], max_tokens=300)
-        head = [await anext(stream)]
-        first = service.workers[0]
-        second = service.worker(faithful, name="w2")
-        await until(lambda: first.live[0].position > 20)
-        await die(service, first)
-        await until(lambda: second.live and second.live[0].position > 100)
-        rest = await collect(stream)
-    assert ids_of(head + rest) == undisturbed(first.jobs[0], 300)
-
-
 async def test_a_worker_that_gives_its_sequences_back_is_followed_by_another(service):
     """As a hand-over does, with either of its codes."""
     codes = iter([kv.ERROR_CODE_UNAVAILABLE, kv.ERROR_CODE_FENCED])
 
-    async def until_told(worker, job):
-        await faithful(worker, job)
-
-    async with service.client(until_told) as client:
+    async with service.client(faithful) as client:
         first = service.workers[0]
         task = asyncio.create_task(collect(client.generate([1], max_tokens=100, n=2)))
         await until(lambda: len(first.live) == 2 and min(job.position for job in first.live) > 20)
@@ -128,11 +113,6 @@ async def test_a_conflict_is_tried_again_until_the_daemon_gave_the_sequence_up(s
 
 
 async def test_a_sequence_that_ended_meanwhile_is_read_from_its_record(service):
-    async def last_words(worker, job):
-        await faithful(worker, job)
-        if worker.name == "w1":
-            await worker.emit(job, [7, 8], pb.FINISH_REASON_EOS, send=False)
-
     async with service.client(faithful) as client:
         first = service.workers[0]
         task = asyncio.create_task(collect(client.generate([1], max_tokens=100)))
@@ -176,7 +156,7 @@ async def test_a_cancel_that_nobody_here_asked_for_ends_nothing(service):
         task = asyncio.create_task(collect(client.generate([1], max_tokens=60)))
         await until(lambda: worker.live and worker.live[0].position > 20)
         job = worker.jobs[0]
-        job.cancel = kv_cancel(job)
+        job.cancel = compute_pb2.Cancel(reason=pb.FINISH_REASON_CANCELLED)
         job.cancelled.set()
         chunks = await task
     assert ids_of(chunks) == undisturbed(job, 60)
@@ -185,12 +165,6 @@ async def test_a_cancel_that_nobody_here_asked_for_ends_nothing(service):
     assert again.sequence != job.submit.sequence
     assert unpack(again.output_ids) == undisturbed(job, len(again.output_ids) // 4)
     assert chunks[-1].finish.reason == pb.FINISH_REASON_LENGTH
-
-
-def kv_cancel(job):
-    from holdfast.v1 import compute_pb2
-
-    return compute_pb2.Cancel(sequence=job.submit.sequence, reason=pb.FINISH_REASON_CANCELLED)
 
 
 async def test_nothing_shown_and_no_worker_in_time_is_unavailable(serve):

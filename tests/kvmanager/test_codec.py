@@ -21,7 +21,7 @@ from kvmanager.codec import (
     encode_request,
 )
 from kvmanager.codec_attach import KV_DTYPES, decode_attach, decode_attached, encode_attach, encode_attached
-from kvmanager.errors import BY_CODE, Invalid, KvError, Mismatch, Unimplemented
+from kvmanager.errors import BY_CODE, Invalid, KvError, Mismatch
 from kvmanager.messages import (
     Acked,
     BlockRef,
@@ -34,7 +34,10 @@ from kvmanager.messages import (
     Fork,
     Grant,
     Granted,
+    Handover,
     Heartbeat,
+    Holding,
+    Holdings,
     Numbered,
     Opened,
     OpenKind,
@@ -43,6 +46,7 @@ from kvmanager.messages import (
     Refused,
     Release,
     Reply,
+    Resume,
     Retry,
     Revoke,
     SequenceRef,
@@ -104,6 +108,8 @@ REQUESTS = {
         tenant=st.binary(min_size=32, max_size=32),
         bypass_prefix=st.booleans(),
         request_id=text,
+        no_cache=st.booleans(),
+        prompt_len=u32,
     ),
     Commit: st.builds(Commit, step=u64, entries=st.lists(entries, max_size=4).map(tuple)),
     Release: st.builds(
@@ -139,6 +145,8 @@ REPLIES = {
         cached_len=u32,
         blocks=blocks,
         token_ids=ids,
+        lost_len=u32,
+        alone=st.booleans(),
         copies=st.lists(st.builds(CopyOrder, block, block, u32), max_size=2).map(tuple),
     ),
     Wait: st.builds(
@@ -149,7 +157,16 @@ REPLIES = {
         Refused, sequence=sequences, code=code, message=text, details=st.dictionaries(text, text, max_size=3)
     ),
     Revoke: st.builds(Revoke, sequence=sequences, epoch=u64),
+    Holdings: st.builds(
+        Holdings,
+        sequences=st.lists(
+            st.builds(Holding, sequences, u64, u32, st.sampled_from(FinishReason)), max_size=4
+        ).map(tuple),
+        blocks=blocks,
+    ),
     Drain: st.builds(Drain),
+    Handover: st.builds(Handover),
+    Resume: st.builds(Resume),
 }
 
 
@@ -369,6 +386,7 @@ specs = st.builds(
     worker_id=st.from_regex(r"[a-z0-9-]{1,32}", fullmatch=True),
     endpoint=names.map(lambda name: f"/{name}"),
     peak_bytes=st.integers(0, 2**62),
+    resume_session=st.sampled_from((b"", bytes(range(16)))),
 )
 
 
@@ -388,12 +406,18 @@ def test_the_answer_survives_the_wire():
         nonce=bytes(16),
         exporter="cuda-vmm",
         allocation_bytes=5,
+        number=2**40,
     )
     assert decode_attached(pb.AttachReply.FromString(encode_attached(answer).SerializeToString())) == answer
 
 
-def test_another_protocol_version_and_a_former_session_are_refused():
+def test_another_protocol_version_is_refused():
     with pytest.raises(Mismatch, match="protocol_version"):
         decode_attach(pb.AttachRequest(protocol_version=2))
-    with pytest.raises(Unimplemented):
-        decode_attach(pb.AttachRequest(protocol_version=1, resume_session=bytes(16)))
+
+
+@given(specs)
+def test_a_former_session_is_named_whole_or_not_at_all(spec):
+    request = encode_attach(replace(spec, resume_session=bytes(15)))
+    with pytest.raises(Invalid, match="resume_session"):
+        decode_attach(request)

@@ -117,11 +117,17 @@ def test_a_sequence_resumed_before_the_release_runs_without_the_former_rows_orde
     assert refs(state, copy.source.id) == ("sealed", 0)
 
 
-def test_a_lost_worker_takes_its_orders_with_it() -> None:
+def test_a_lost_workers_order_is_the_orphans() -> None:
+    """It may have been executed or not: whoever adopts the sequence copies again, so the source stays."""
     state, worker, copy = ordered()
     state.lose(worker.session, 5)
+    assert refs(state, copy.source.id) == ("sealed", 1)
+    assert refs(state, copy.destination.id) == ("quarantined", 1)
+    assert state.check_integrity() == []
+    state.dead(worker.session)
+    state.expire(10, orphan_ttl_ns=1)
     assert refs(state, copy.source.id) == ("sealed", 0)
-    assert refs(state, copy.destination.id) == ("quarantined", 0)
+    assert refs(state, copy.destination.id) == ("free", 0)
 
 
 def begun() -> tuple[KvState, Worker, Worker, int]:
@@ -142,6 +148,7 @@ def test_what_a_dead_worker_wrote_can_be_copied_after_its_quarantine() -> None:
     state, a, b, tail = begun()
     state.lose(a.session, 5)
     copy = order(state, b, 2, tail)
+    state.expire(10, orphan_ttl_ns=1)
     assert refs(state, copy.source.id) == ("quarantined", 1)
     assert state.check_integrity() == []
     assert state.dead(a.session) == 3
@@ -155,6 +162,7 @@ def test_a_copy_that_is_done_first_leaves_the_quarantine_to_the_proof() -> None:
     state, a, b, tail = begun()
     state.lose(a.session, 5)
     order(state, b, 2, tail)
+    state.expire(10, orphan_ttl_ns=1)
     b.step(2, 7)
     assert refs(state, tail) == ("quarantined", 0)
     assert state.dead(a.session) == 4
@@ -170,6 +178,8 @@ def test_a_tail_that_its_living_owner_released_is_kept_for_the_copy() -> None:
     assert (refs(state, tail), state.describe_block(tail).holder) == (("quarantined", 1), "")
     assert state.check_integrity() == []
     state.lose(b.session, 6)
+    assert refs(state, tail) == ("quarantined", 1), "whoever adopts sequence 2 copies it again"
+    state.expire(10, orphan_ttl_ns=1)
     assert refs(state, tail) == ("free", 0)
 
 
@@ -190,6 +200,10 @@ def test_a_new_daemon_finds_the_order_in_the_record() -> None:
     assert found.pending_copy(sequence) == (copy.source.id, copy.destination.id, 3)
     assert found.blocks.refs[copy.source.id] == 1
     again = KvState.recover(buffer, 1)
+    assert refs(again, copy.source.id) == ("sealed", 1)
+    assert again.check_integrity() == []
+    worker.state = again
+    worker.step(2, 8)
     assert refs(again, copy.source.id) == ("sealed", 0)
     assert again.check_integrity() == []
 

@@ -169,6 +169,45 @@ def test_a_bypassing_prompt_finds_nothing_and_is_found() -> None:
     assert cached(state, [*PROMPT, 9]) == 8
 
 
+def test_without_the_cache_nothing_is_found_and_nothing_is_kept() -> None:
+    state = KvState.create(buffer_for(SPEC), SPEC, 0)
+    a, b = Worker(state, "a"), Worker(state, "b")
+    fill(a, 1, PROMPT)
+    assert fill(b, 2, PROMPT, no_cache=True).cached_len == 0
+    assert (state.prefix_queries, state.prefix_hits) == (8, 0), "nothing was looked up for it"
+    other = [9, *PROMPT[1:]]
+    fill(b, 3, other, no_cache=True)
+    assert cached(state, [*other, 9]) == 0
+    free = state.counts().free
+    b.finish(3)
+    assert state.counts().free == free + 2, "its blocks are free at its end, not cached"
+    assert state.check_integrity() == []
+
+
+@pytest.mark.parametrize("prompt", [PROMPT[:3], PROMPT], ids=["shorter than a block", "two blocks"])
+def test_what_forks_from_a_sequence_without_the_cache_is_not_found_either(prompt: list[int]) -> None:
+    state = KvState.create(buffer_for(SPEC), SPEC, 0)
+    worker = Worker(state, "a")
+    fill(worker, 1, prompt, no_cache=True)
+    worker.grant(4, starving=True)
+    assert not worker.commit(worker.fork(2, 1, len(prompt), [20, 21])).refusals
+    for token in (22, 23, 24, 25):
+        worker.step(2, token)
+    assert not any(block.indexed for block in state.blocks("sealed"))
+    assert cached(state, [*prompt, 20, 21, 22, 23, 24, 25]) == 0
+
+
+def test_a_sequence_that_comes_back_says_again_whether_it_uses_the_cache() -> None:
+    state = KvState.create(buffer_for(SPEC), SPEC, 0)
+    worker = Worker(state, "a")
+    fill(worker, 1, PROMPT)
+    worker.preempt(1)
+    worker.grant(2, starving=True)
+    again = worker.start(1, [*PROMPT, 1], no_cache=True)
+    assert isinstance(again, Opened)
+    assert again.cached_len == 0
+
+
 def test_of_two_equal_seals_the_first_is_indexed_and_the_other_private() -> None:
     state = KvState.create(buffer_for(SPEC), SPEC, 0)
     a, b = Worker(state, "a"), Worker(state, "b")
