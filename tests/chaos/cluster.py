@@ -26,18 +26,24 @@ class Cluster:
     """`with Cluster(folder) as cluster:`; whatever it started ends with it."""
 
     def __init__(
-        self, folder: Path, *, kvmanager: Sequence[str] = (), compute: Sequence[str] = (), workers: int = 2
+        self,
+        folder: Path,
+        *,
+        model: Path | None = None,
+        kvmanager: Sequence[str] = (),
+        compute: Sequence[str] = COMPUTE,
+        workers: int = 2,
     ) -> None:
         self.folder = folder
         self.service = Service(
-            demo_model(),
+            model or demo_model(),
             folder / "run",
             free_port(),
             workers=0,
             logs=folder / "logs",
             kvmanager_args=kvmanager,
         )
-        self.compute, self.workers = (*COMPUTE, *compute), workers
+        self.compute, self.workers = compute, workers
         self._number = 0
         self._pids: set[int] = set()
         self.unexpected = 0  # workers that ended although nobody had killed them

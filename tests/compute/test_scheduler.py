@@ -78,7 +78,7 @@ def test_without_the_prefix_cache_everything_is_computed_and_nothing_stays() -> 
         pair.run()
         assert pair.output(request) == expected_output(request)[0]
     assert pair.scheduler.progress.prompt_tokens == 20
-    assert (pair.state.counts().cached, pair.state.prefix_queries) == (0, 0)
+    assert (pair.state.counts().cached, pair.state.prefix.queries) == (0, 0)
 
 
 def test_prompt_logprobs_compute_the_whole_prompt() -> None:
