@@ -10,6 +10,7 @@ state of its own: who has beaten is judged by the last beat. Standard library on
 """
 
 import os
+import signal
 import subprocess
 from collections.abc import Sequence
 from contextlib import suppress
@@ -20,6 +21,7 @@ START_BOUND_S: Final = 60.0  # a child's first beat
 STOP_BOUND_S: Final = 5.0  # for a child to end after SIGTERM
 STEADY_S: Final = 1.0  # between a steady daemon's first and last beat in service
 BACKOFF_S: Final = (0.05, 5.0)  # doubles from the first to the second
+NO_FAILURES: Final = (0, -signal.SIGKILL, -signal.SIGTERM)  # exit codes
 MOST_TOLD: Final = 255  # what one byte can say
 
 
@@ -54,6 +56,11 @@ class Child:
     def steady(self) -> bool:
         """Whether it has been in service long enough for its end to be no fault of what it found."""
         return self.beat is not None and self.serving is not None and self.beat - self.serving >= STEADY_S
+
+    def failed(self, code: int) -> bool:
+        """Whether its end may be the fault of what it found. Who never beat has looked at nothing; who was killed or
+        told to end by others ended because of them."""
+        return self.beat is not None and (self.killed or code not in NO_FAILURES)
 
     def terminate(self, now: float) -> None:
         self.told = now
@@ -96,10 +103,10 @@ class Ends:
         self._pause = BACKOFF_S[0]
 
     def pause_after(self, child: Child, code: int) -> float:
-        """Counts one end; seconds. Who never beat has not looked at the metadata, and says nothing about it."""
+        """Counts one end; seconds."""
         if child.steady:
             self.fast_crashes, self._pause = 0, BACKOFF_S[0]
             return self._pause
-        self.fast_crashes += child.beat is not None and code != 0
+        self.fast_crashes += child.failed(code)
         self._pause = min(self._pause * 2, BACKOFF_S[1])
         return self._pause

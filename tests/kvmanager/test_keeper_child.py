@@ -8,7 +8,7 @@ import pytest
 from tests.kvmanager.processes import Keeper, eventually
 
 CHILD = """
-import json, pathlib, sys, time
+import json, os, pathlib, sys, time
 from kvmanager.keeper_link import KeeperLink
 told = list(sys.stdin.buffer.read(1))
 print(json.dumps({"message": "child", "told": told, "rest": len(sys.stdin.buffer.read())}), file=sys.stderr, flush=True)
@@ -21,7 +21,7 @@ if lives:
         time.sleep(0.1)
     link.names()
     link.close()
-sys.exit(code)
+os.kill(os.getpid(), -code) if code < 0 else sys.exit(code)
 """
 
 
@@ -57,8 +57,10 @@ def test_a_child_is_told_how_many_before_it_crashed_fast_and_waits_longer_each_t
         assert pauses(keeper)[:4] == [0.1, 0.2, 0.4, 0.8]
 
 
-@pytest.mark.parametrize(("lives", "code"), [(0, 1), (0.01, 0)], ids=["never beat", "ended well"])
-def test_no_crash_is_an_end_before_the_first_beat_nor_one_with_code_0(lives, code):
+@pytest.mark.parametrize(
+    ("lives", "code"), [(0, 1), (0.01, 0), (0.01, -9)], ids=["never beat", "ended well", "killed by another"]
+)
+def test_what_is_no_crash_is_not_counted_and_waited_for_all_the_same(lives, code):
     with children(lives, code) as keeper:
         assert told(keeper, 4) == [0, 0, 0, 0]
         assert pauses(keeper)[:3] == [0.1, 0.2, 0.4]
