@@ -58,7 +58,8 @@ def salvage(buffer: Buffer, layout: MetaLayout, now_ns: int) -> Salvage:
 def store(parts: Parts, carried: Iterable[Carried]) -> None:
     """Keeps them in a new pool of the same size; one operation each."""
     for sequence, request in carried:
-        assert parts.sequences.add(sequence, request, sequence.token_capacity), "there was room for it before"
+        kept = parts.sequences.add(sequence, request, sequence.token_capacity)
+        assert kept, "there was room for it before"
         parts.store.commit()
 
 

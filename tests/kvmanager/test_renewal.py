@@ -137,7 +137,7 @@ def told(service):
     return [line.get("fast_crashes", 0) for line in service.log("daemon started") if "spare" in line]
 
 
-@pytest.mark.parametrize("crashes", [2, 3])
+@pytest.mark.parametrize("crashes", [pytest.param(2, marks=pytest.mark.full), 3])
 def test_three_fast_crashes_cost_the_kv_and_no_request_and_two_cost_nothing(crashes):
     with CrashingService("--kv-memory=4MiB", "--kill-hung=False") as service, Worker(service.sockets) as old:
         going, _ = one_open_one_finished(old)
@@ -172,8 +172,9 @@ def test_of_a_gpu_pool_the_same_and_a_worker_whose_memory_is_needed_is_killed_fo
         spoil(service, first.name)
         [pool] = kill_daemon(service).pools
         assert (pool.name, pool.exporter, pool.orphans) == (first.name, first.exporter, 1)
-        assert process.wait(PATIENCE_S) == -signal.SIGKILL
-        assert service.log("former workers are killed for their memory")
+        if exporter == "vmm":  # legacy memory goes with its allocator
+            assert process.wait(PATIENCE_S) == -signal.SIGKILL
+            assert service.log("former workers are killed for their memory")
         assert service.log("its requests are kept")[0]["live"] == 1
         assert len(service.allocators()) == (exporter == "legacy")
         assert service.used_bytes() == 38 * MIB
