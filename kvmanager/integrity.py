@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from kvmanager import integrity_copies
+from kvmanager import integrity_chains, integrity_copies
 from kvmanager.blocks import FREE, GRANTED, QUARANTINED, SEALED, TAIL, BlockState
 from kvmanager.layout import Buffer, MetaLayout, MetaView
 from kvmanager.prefix import Hash, KeyChain, sha256
@@ -239,18 +239,8 @@ def check_copies(image: Image) -> Iterator[Finding]:
 
 
 def check_chains(image: Image) -> Iterator[Finding]:
-    """Keys recomputed from tokens; no two indexed blocks with one key."""
-    view = image.view
-    seen: dict[bytes, int] = {}
-    for block in (view.blocks["state"] == SEALED).nonzero()[0].tolist():
-        record = view.blocks[block]
-        key = record["hash"].tobytes()
-        if image.keys.block(record["parent_hash"].tobytes(), view.block_tokens[block].tobytes()) != key:
-            yield Finding(
-                "hash", f"block {block}", "its key does not follow from its parent's key and its tokens"
-            )
-        if record["indexed"] and seen.setdefault(key, block) != block:
-            yield Finding("index", f"block {block}", f"indexed under the key of block {seen[key]}")
+    for kind, block, message in integrity_chains.faults(image.view, image.keys):
+        yield Finding(kind, f"block {block}", message)
 
 
 def check_rows(image: Image) -> Iterator[Finding]:

@@ -48,6 +48,20 @@ def test_a_daemon_that_is_silent_for_two_seconds_stops_no_step(own: Service) -> 
     assert (len(stream.tokens), stream.finish) == (1800, LENGTH)
 
 
+def test_sequences_of_a_gateway_that_nobody_replaces_end_after_a_while(own: Service) -> None:
+    """Their record says CANCELLED, and their blocks come back."""
+    own.worker("w", "--gateway-ttl", "0.2")
+    own.until_logged("w", "ready")
+    gateway = own.gateway()
+    stream = gateway.submit([5, 6, 7], stopping={"max_tokens": 2000})
+    gateway.until(lambda: stream.tokens)
+    gateway.close()
+    ended = own.until_logged("w", "request ended")
+    assert ended["reason"] == "cancelled"
+    assert 0 < ended["output_tokens"] < 2000
+    own.until_unused()
+
+
 def test_sigterm_finishes_what_runs_and_rejects_what_comes(own: Service) -> None:
     """Draining: the running request gets all its tokens, a new one is told to go elsewhere, exit code 0."""
     worker = own.worker()
