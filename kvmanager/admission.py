@@ -9,7 +9,7 @@ A sequence whose worker is gone is adopted (`orphans`): it comes before all that
 from array import array
 
 from kvmanager.errors import Conflict, Invalid, KvError, PoolTooSmall, ResourceExhausted
-from kvmanager.following import follow
+from kvmanager.following import follow, wait_behind
 from kvmanager.layout import within
 from kvmanager.messages import CopyOrder, Fork, Opened, OpenKind, OpenOrAdopt, Refused, Wait
 from kvmanager.orphans import adopt, lacks_fresh, own
@@ -121,8 +121,9 @@ def take_over(
         raise Invalid(
             "token_ids differ from the recorded ones", field="token_ids", recorded=known.recorded_len
         )
-    if known.deaths and any(suspect(other, session) for other in parts.sequences.open.values()):
-        return Wait(sequence=known.id, needed_blocks=0, available_blocks=0)  # suspects run alone, one by one
+    other = next((s for s in parts.sequences.open.values() if suspect(s, session)), None)
+    if known.deaths and other is not None:  # suspects run alone, one by one
+        return wait_behind(parts, session, known, other, other.kv_len + 1, now_ns)
     if known.row < 0:
         return resume(parts, session, known, message, OpenKind.ADOPTED, now_ns)
     wait = lacks_fresh(parts, known)

@@ -420,7 +420,8 @@ def test_a_worker_has_one_suspect_at_a_time() -> None:
     lose(a)
     b, c = Worker(state, "b"), Worker(state, "c")
     assert opened(b, 1, own[1]).alone
-    assert b.start(2, own[2], 12) == Wait(sequence=sequence_id(2), needed_blocks=0, available_blocks=0)
+    wait = Wait(sequence=sequence_id(2), needed_blocks=0, available_blocks=0, for_prefix=True)
+    assert b.start(2, own[2], 12) == wait
     assert opened(c, 3, own[3]).alone, "another worker has its own"
     b.grant(2, starving=True)
     b.step(1, 7)
