@@ -11,7 +11,7 @@ from tests.kvmanager.processes import PATIENCE_S, Service, Worker, eventually
 
 @pytest.fixture
 def service():
-    with Service("--kv-memory", "4MiB") as service:
+    with Service("--kv-memory", "4MiB", "--no-kill-hung") as service:  # a worker may be this process
         yield service
 
 
@@ -86,6 +86,7 @@ def test_without_a_spare_the_next_daemon_is_started_when_it_is_needed():
         assert not service.log("spare daemon")
 
 
+@pytest.mark.full
 def test_a_daemon_beside_a_keeper_has_no_spare():
     with Service(keeper_only=True) as apart:
         daemon = apart.start("--keeper", str(apart.sockets.keeper))

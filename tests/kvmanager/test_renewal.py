@@ -75,7 +75,7 @@ def refuses(service, worker):
 
 
 def test_metadata_that_cannot_be_trusted_costs_the_kv_and_no_request():
-    with Service("--kv-memory", "4MiB") as service, Worker(service.sockets) as old:
+    with Service("--kv-memory", "4MiB", "--no-kill-hung") as service, Worker(service.sockets) as old:
         going, ended = one_open_one_finished(old)
         os.pwrite(old.attachment.pool_fd, b"kv bytes", AT)
         spoil(service, old.attachment.pool)
@@ -101,7 +101,7 @@ def test_metadata_that_cannot_be_trusted_costs_the_kv_and_no_request():
 
 
 def test_without_a_header_nothing_can_be_kept_and_the_log_says_so():
-    with Service("--kv-memory", "4MiB") as service, Worker(service.sockets) as old:
+    with Service("--kv-memory", "4MiB", "--no-kill-hung") as service, Worker(service.sockets) as old:
         one_open_one_finished(old)
         spoil(service, old.attachment.pool, 0)
         assert not kill_daemon(service).pools
