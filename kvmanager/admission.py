@@ -158,7 +158,9 @@ def resume(  # noqa: PLR0917 - who, what, how and when
     known.state = SequenceState.OPEN
     parts.sequences.open[known.slot] = known
     start(parts, session, known, hits, begin)
-    return opened(parts, known, kind)
+    lost, known.lost_len = max(0, known.lost_len - known.kv_len), 0
+    parts.reprefilled += lost
+    return opened(parts, known, kind, lost)
 
 
 def capacity_of(parts: Parts, prompt_len: int, max_tokens: int) -> int:
@@ -252,7 +254,7 @@ def find_begin(parts: Parts, session: Session, sequence: Sequence, hits: list[in
     return begin if parts.grantable > unused + 1 else None  # it is one more that may have to be adopted
 
 
-def opened(parts: Parts, sequence: Sequence, kind: OpenKind) -> Opened:
+def opened(parts: Parts, sequence: Sequence, kind: OpenKind, lost_len: int = 0) -> Opened:
     return Opened(
         sequence=sequence.id,
         epoch=sequence.epoch,
@@ -262,6 +264,7 @@ def opened(parts: Parts, sequence: Sequence, kind: OpenKind) -> Opened:
         cached_len=sequence.cached_len,
         blocks=[parts.blocks.ref(block) for block in parts.rows.blocks[sequence.row]],
         token_ids=list(sequence.tokens) if kind in (OpenKind.YOURS, OpenKind.ADOPTED) else (),
+        lost_len=lost_len,
         alone=sequence.deaths > 0,
         copies=copies_of(parts, sequence),
     )
