@@ -23,6 +23,7 @@ from kvmanager.messages import (
     Opened,
     Refused,
     Reply,
+    Retry,
     Revoke,
     SequenceId,
     SessionId,
@@ -155,6 +156,8 @@ class Engine:
                 scheduler.refused(reply, self.clock)
             case Revoke():
                 scheduler.revoke(reply.sequence, reply.epoch, self.clock)
+            case Retry():
+                scheduler.retry(reply.sequence)
 
     def assert_clean(self) -> None:
         """Nothing leaked: every block is free, cached or float, and the metadata agree with themselves."""
