@@ -7,20 +7,19 @@ A sequence whose worker is gone is adopted (`orphans`): it comes before all that
 """
 
 from array import array
-from typing import Final
 
-from kvmanager.errors import Conflict, Invalid, KvError, PoolTooSmall, ResourceExhausted
+from kvmanager.errors import Conflict, Invalid, KvError, ResourceExhausted
 from kvmanager.following import follow, wait_behind
 from kvmanager.layout import within
+from kvmanager.lost_searches import members_of, opened_search, take_over_search
 from kvmanager.messages import CopyOrder, Fork, Opened, OpenKind, OpenOrAdopt, Refused, Wait
 from kvmanager.orphans import adopt, lacks_fresh, own
 from kvmanager.parts import Parts
 from kvmanager.prefix import Begin
 from kvmanager.records import MAX_REQUEST_BYTES, MAX_REQUEST_ID_BYTES
+from kvmanager.room import capacity_of, make_room
 from kvmanager.sequences import Role, Sequence, SequenceState
 from kvmanager.sessions import Session
-
-RECORDS_OF_A_BEAM: Final = 3  # its own, its successor's within one commit, a hypothesis'
 
 
 def open_sequence(
@@ -108,6 +107,8 @@ def reopen(
         return take_over(parts, session, known, message, now_ns)
     if known.owner != session.holder:
         raise Conflict("another worker runs the sequence")
+    if known.state == SequenceState.PREEMPTED and (members := members_of(parts, known)):
+        return opened_search(known, members, OpenKind.YOURS)  # the answer before was lost
     if known.state == SequenceState.OPEN:
         return opened(parts, known, OpenKind.YOURS)
     if array("I", message.token_ids) != known.tokens:
@@ -126,7 +127,9 @@ def take_over(
         raise Invalid(
             "token_ids differ from the recorded ones", field="token_ids", recorded=known.recorded_len
         )
-    other = next((s for s in parts.sequences.open.values() if suspect(s, session)), None)
+    if members := members_of(parts, known):
+        return take_over_search(parts, session, known, members, now_ns)
+    other = next((s for s in parts.sequences.open.values() if suspect(s, session, known)), None)
     if known.deaths and other is not None:  # suspects run alone, one by one
         return wait_behind(parts, session, known, other, other.kv_len + 1, now_ns)
     if known.row < 0:
@@ -138,8 +141,11 @@ def take_over(
     return opened(parts, known, OpenKind.ADOPTED)
 
 
-def suspect(sequence: Sequence, session: Session) -> bool:
-    """Whether workers died of it, perhaps, and this session has not shown yet that it is harmless."""
+def suspect(sequence: Sequence, session: Session, known: Sequence) -> bool:
+    """Whether workers died of it, perhaps, and this session has not shown yet that it is harmless. Beams of one search
+    go together."""
+    if known.role == sequence.role == Role.BEAM and known.group == sequence.group:
+        return False
     return sequence.deaths > 0 and not sequence.stepped and sequence.owner == session.holder
 
 
@@ -168,25 +174,6 @@ def resume(  # noqa: PLR0917 - who, what, how and when
     return opened(parts, known, kind, lost)
 
 
-def capacity_of(parts: Parts, prompt_len: int, max_tokens: int) -> int:
-    """Tokens that a record has room for. Invalid or PoolTooSmall if there can never be as many."""
-    capacity = prompt_len + max_tokens
-    within("token_ids length + max_tokens", capacity, 1, parts.spec.max_model_len)
-    refuse_too_large(parts, capacity)
-    return capacity
-
-
-def refuse_too_large(parts: Parts, tokens: int) -> None:
-    """One block is kept back: a sequence alone must be able to finish beside another's tail."""
-    needed, usable = parts.blocks_of(tokens), parts.blocks.num_blocks - 1
-    if needed > usable:
-        raise PoolTooSmall(
-            f"prompt and max_tokens need {needed} blocks, the pool has {usable}",
-            needed_blocks=needed,
-            usable_blocks=usable,
-        )
-
-
 def find_prefix(parts: Parts, sequence: Sequence) -> list[int]:
     """Cached blocks; never the last token's, whose logits are still to be computed."""
     if sequence.bypass_prefix:
@@ -209,53 +196,6 @@ def lacks_blocks(
     if needed <= available:
         return None
     return Wait(sequence=sequence.id, needed_blocks=needed, available_blocks=max(0, available))
-
-
-def make_room(parts: Parts, sequence: Sequence, request: bytes, capacity: int) -> None:
-    """Store the record. Finished records make room before their time, oldest first."""
-    while not (
-        parts.rows.unused
-        and leaves_room(parts, sequence, capacity)
-        and parts.sequences.add(sequence, request, capacity)
-    ):
-        forget_oldest(parts)
-
-
-def leaves_room(parts: Parts, sequence: Sequence, capacity: int) -> bool:
-    """Whether the searches that run still find room for all their records: in one commit as many beams begin as end,
-    and as many hypotheses are kept. A search itself begins only when it leaves that room."""
-    table = parts.sequences
-    if sequence.group in table.searches or not (table.searches or sequence.role == Role.SEARCH):
-        return True
-    owed_records, owed_tokens = owed(parts)
-    if sequence.role == Role.SEARCH:
-        most = RECORDS_OF_A_BEAM * sequence.width
-        owed_records, owed_tokens = owed_records + most, owed_tokens + most * capacity
-    return len(table.unused) > owed_records and table.token_arena.free_units >= owed_tokens + capacity
-
-
-def owed(parts: Parts) -> tuple[int, int]:
-    """Records and tokens that running searches may still take."""
-    records = tokens = 0
-    for group, width in parts.sequences.searches.items():
-        members = [one for one in parts.sequences.by_id.values() if one.group == group]
-        capacity = max(one.token_capacity for one in members)
-        left = max(0, RECORDS_OF_A_BEAM * width - sum(one.role == Role.BEAM for one in members))
-        records, tokens = records + left, tokens + left * capacity
-    return records, tokens
-
-
-def forget_oldest(parts: Parts) -> None:
-    """Drop a finished record before its time; ResourceExhausted without any."""
-    oldest = next((old for old in parts.sequences.finished if not old.held_rows), None)
-    if oldest is None:
-        raise ResourceExhausted(
-            "no room for another sequence's record, tokens or request",
-            records=parts.layout.num_records,
-            free_records=len(parts.sequences.unused),
-            free_tokens=parts.sequences.token_arena.free_units,
-        )
-    parts.sequences.forget(oldest)
 
 
 def start(parts: Parts, session: Session, sequence: Sequence, hits: list[int], begin: Begin | None) -> None:

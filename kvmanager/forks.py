@@ -15,7 +15,7 @@ from collections.abc import Sequence as ListOf
 from dataclasses import dataclass
 from typing import NamedTuple, Self
 
-from kvmanager.admission import capacity_of, make_room, validate_terms
+from kvmanager.admission import validate_terms
 from kvmanager.blocks import SEALED
 from kvmanager.errors import Conflict, Invalid, NotFound, ResourceExhausted
 from kvmanager.errors import Fenced as NotOwned
@@ -23,6 +23,7 @@ from kvmanager.layout import within
 from kvmanager.messages import CommitEntry, FinishReason, Fork
 from kvmanager.parts import Parts
 from kvmanager.prefix import Tip
+from kvmanager.room import capacity_of, make_room
 from kvmanager.sequences import Role, Sequence, SequenceState
 from kvmanager.sessions import Session
 

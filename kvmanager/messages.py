@@ -188,6 +188,15 @@ class Granted:
     blocks: Sequence[BlockRef]
 
 
+class SearchMember(NamedTuple):
+    """A beam, or a hypothesis, which has a finish."""
+
+    sequence: SequenceId
+    token_ids: Sequence[int]  # behind the prompt
+    score: float  # log-probability
+    finish: FinishReason = FinishReason.NONE
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Opened:
     sequence: SequenceId
@@ -201,6 +210,7 @@ class Opened:
     lost_len: int = 0
     alone: bool = False
     copies: Sequence[CopyOrder] = ()
+    members: Sequence[SearchMember] = ()  # of a beam search whose beams run; it has no row then
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

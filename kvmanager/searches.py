@@ -9,10 +9,10 @@ What can fail in an honest worker's commit is the room for new records. It is ma
 
 from collections.abc import Sequence as ListOf
 
-from kvmanager.admission import capacity_of, forget_oldest
 from kvmanager.forks import Room, without_row
 from kvmanager.messages import CommitEntry
 from kvmanager.parts import Parts
+from kvmanager.room import capacity_of, forget_oldest
 from kvmanager.sequences import Role
 
 

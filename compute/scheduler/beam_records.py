@@ -151,7 +151,8 @@ def stop_token(ended: Hypothesis) -> int:
 
 
 def event(search: Search, index: SequenceId, ended: Hypothesis, number: int) -> TokenEvent:
-    """An answer, whole. The prompt was computed for the first one."""
+    """An answer, whole. The prompt was computed for the first one. Log-probabilities of all tokens or of none: what
+    another worker chose came without."""
     request = search.request
     return TokenEvent(
         sequence=index,
@@ -159,7 +160,7 @@ def event(search: Search, index: SequenceId, ended: Hypothesis, number: int) -> 
         epoch=request.epoch,
         first_position=request.prompt_len,
         token_ids=ended.tokens[request.prompt_len :],
-        logprobs=ended.logprobs,
+        logprobs=ended.logprobs if len(ended.logprobs) == len(ended.tokens) - request.prompt_len else (),
         prompt_logprobs=() if number else request.prompt_logprobs,
         finish=ended.finish,
         stop_token_id=ended.tokens[-1] if ended.finish in BY_TOKEN else None,

@@ -55,7 +55,7 @@ class Door:
         search = self._searches.find(sequence_id)
         sequence = self._roster.live.get(sequence_id)
         if search is not None:
-            self._searches.end(search, reason)
+            self._searches.ends.end(search, reason)
         elif sequence is None:
             return
         elif sequence.phase is Phase.OPENING or sequence.settling:
@@ -77,7 +77,7 @@ class Door:
     def hand_over(self) -> None:
         """Gives every live sequence back: nothing of it is on its way."""
         for search in list(self._roster.searches):
-            self._searches.hand_over(search)
+            self._searches.ends.hand_over(search)
         for sequence in list(self._roster.live.values()):
             self._roster.hand_over(sequence)
 
@@ -85,7 +85,7 @@ class Door:
         if sequence.search is None:
             self._roster.fail(sequence, error, code)
         else:
-            self._searches.fail(sequence.search, error, code)
+            self._searches.ends.fail(sequence.search, error, code)
 
     # --------------------------------------------------------------------------------- from the daemon
 
@@ -93,6 +93,9 @@ class Door:
         """The row of a sequence that was OPENING; KvError if it is not the one that we asked for."""
         sequence = self._roster.answered(opened.sequence)
         if sequence is None:
+            return
+        if opened.members and sequence.search is not None:
+            self._searches.take_over(sequence.search, opened)
             return
         length = len(opened.token_ids or sequence.tokens)
         if opened.recorded_len != length or opened.kv_len >= length:
@@ -102,7 +105,7 @@ class Door:
         if sequence.adopted:
             self._adopted(sequence, opened)
         if sequence.search is not None:
-            self._searches.answered(sequence.search)
+            self._searches.ends.answered(sequence.search)
         elif sequence.canceled is not None:
             self._roster.end(sequence, sequence.canceled)
 
@@ -149,7 +152,7 @@ class Door:
             self._back_in_line(sequence, now_ns, for_records=True)
             return
         self._roster.waiting.add(sequence)
-        if sequence.search is not None and self._searches.answered(sequence.search):
+        if sequence.search is not None and self._searches.ends.answered(sequence.search):
             return
         if sequence.canceled is not None:
             self._roster.end(sequence, sequence.canceled)
@@ -174,7 +177,7 @@ class Door:
         if any(entry.fork is not None and (entry.fork.beam or entry.fork.result) for entry in entries):
             together = [entry for entry in entries if not self._plain(entry)]
             entries = [entry for entry in entries if self._plain(entry)]
-            self._searches.refused(together, refusals)
+            self._searches.ends.refused(together, refusals)
         for entry in entries:
             self._roster.entry_refused(entry, refusals[entry.sequence])
 
@@ -190,7 +193,7 @@ class Door:
         if sequence.search is None:
             self._roster.end(sequence, FinishReason.ERROR, error)
         else:
-            self._searches.end(sequence.search, FinishReason.ERROR, error)
+            self._searches.ends.end(sequence.search, FinishReason.ERROR, error)
 
 
 def too_wide(width: int, most: int) -> Invalid:

@@ -15,7 +15,7 @@ from compute.request import Request
 from compute.scheduler.boundary import Boundary
 from compute.scheduler.groups import Groups
 from compute.scheduler.outcome import HandedOver, Outcome, Rejection
-from compute.scheduler.results import last_event
+from compute.scheduler.results import ended_line, last_event
 from compute.scheduler.search import Search
 from compute.scheduler.sequence import Phase, Sequence
 from compute.scheduler.waiting import Waiting
@@ -103,6 +103,11 @@ class Roster:
         """A new beam, which begins with a row."""
         self.live[beam.request.sequence] = beam
         self.run(beam)
+
+    def wait_for(self, beam: Sequence) -> None:
+        """Another worker's beam, whose row is to be asked for."""
+        self.live[beam.request.sequence] = beam
+        self.waiting.add(beam)
 
     def vanish(self, sequence: Sequence) -> None:
         """It is in no place any more; what there is to say of it is said by others."""
@@ -236,7 +241,7 @@ class Roster:
     def gone(self, sequence: Sequence, reason: str, error: str = "") -> None:
         """A request has left, and its line is written."""
         self._left += 1
-        self.said.ended.append(sequence.ended(reason, error))
+        self.said.ended.append(ended_line(sequence, reason, error))
 
     # ------------------------------------------------------------------------------------ boundary
 

@@ -168,12 +168,17 @@ class Scheduler:
         return StepPlan(self.progress.step, self._batch.rows, self._batch.copies)
 
     def _whose_turn(self) -> list[Sequence]:
-        """All that run; a suspect has a step of its own (rule 12), and nobody once they are handed over."""
+        """All that run; a suspect has a step of its own (rule 12), with the beams of its search, and nobody once they
+        are handed over."""
         running = self._roster.running
         suspect = next((one for one in running if one.alone), None)
         if self._handing_over or (self._flight and (suspect or self._flight.alone)):
             return []
-        return running if suspect is None else [suspect]
+        if suspect is None:
+            return running
+        return (
+            [suspect] if suspect.search is None else [one for one in running if one.search is suspect.search]
+        )
 
     def _nothing_runs(self, now_ns: int) -> None:
         """It counts as waiting for blocks, unless a step on its way is what is waited for, or there is nobody."""

@@ -18,7 +18,7 @@ from typing import Final
 from compute.plan import Logprob
 from compute.scheduler.limits import Limits
 from compute.scheduler.sequence import Sequence
-from kvmanager.messages import FinishReason, SequenceId
+from kvmanager.messages import FinishReason, SearchMember, SequenceId
 
 ID_BYTES: Final = 16
 
@@ -73,9 +73,11 @@ class Search:
         return all(member.candidates for member in self.members)
 
     def next_id(self) -> SequenceId:
-        """Of a new record; no other search has it."""
+        """Of a new record; no other search has it, nor this one at another worker, which had another epoch."""
         self._born += 1
-        given = self.request.request.group + self.request.request.sequence + self._born.to_bytes(8, "little")
+        request = self.request.request
+        counters = self.request.epoch.to_bytes(8, "little") + self._born.to_bytes(8, "little")
+        given = request.group + request.sequence + counters
         return SequenceId(hashlib.sha256(given).digest()[:ID_BYTES])
 
     def grow(self, limits: Limits) -> tuple[list[Growth], list[Growth]]:
@@ -106,6 +108,13 @@ class Search:
         ranked.sort(key=lambda one: -one.score)
         self.finished, worse = ranked[: self.width], ranked[self.width :]
         return [pair for pair in new if not any(pair[0] is one for one in worse)], worse
+
+    def take_over(self, tokens: list[int], member: SearchMember) -> None:
+        """A hypothesis that another worker found; nobody has its log-probabilities any more."""
+        score = self.penalised(member.score, len(tokens) - self.request.prompt_len)
+        one = Hypothesis(tokens, member.score, score, member.finish, (), member.sequence)
+        self.finished.append(one)
+        self.finished.sort(key=lambda each: -each.score)
 
     def _hypothesis(self, growth: Growth) -> Hypothesis:
         tokens = [*growth.parent.tokens, growth.token_id]

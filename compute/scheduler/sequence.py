@@ -7,35 +7,18 @@ remaining == 1: the next step decodes it; more: a prefill chunk (prompt, or ever
 """
 
 from collections.abc import Sequence as ListLike
-from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING
 
 from compute.plan import CopyOrder, Draw, Logprob, RowResult, StepRow
 from compute.request import Request
-from compute.scheduler.outcome import Ended
-from kvmanager.messages import BlockRef, FinishReason, Opened, OpenKind, OpenOrAdopt, SequenceRef
+from compute.scheduler.beam import Computed, Tail
+from kvmanager.messages import FinishReason, Opened, OpenKind, OpenOrAdopt, SequenceRef
 
 if TYPE_CHECKING:
     from compute.scheduler.search import Search
 
 OrderKey = tuple[int, int, int]
-
-
-@dataclass(frozen=True, slots=True)
-class Tail:
-    """What a beam's first block begins with: copied before its first step."""
-
-    source: int
-    slots: int
-
-
-@dataclass(frozen=True, slots=True)
-class Computed:
-    """What a beam's row gave, not told yet: where it began, the blocks that it took."""
-
-    base_kv: int
-    taken: list[BlockRef]
 
 
 class Phase(Enum):
@@ -300,17 +283,3 @@ class Sequence:
     @property
     def queue_seconds(self) -> float:
         return 0.0 if self.first_step_ns is None else (self.first_step_ns - self.request.arrival_ns) / 1e9
-
-    def ended(self, reason: str, error: str = "") -> Ended:
-        first = self.first_token_ns
-        return Ended(
-            request=self.request,
-            reason=reason,
-            output_tokens=self.num_output,
-            cached_tokens=self.cached_len,
-            preemptions=self.preemptions,
-            queue_s=None if self.first_step_ns is None else self.queue_seconds,
-            ttft_s=None if first is None else (first - self.request.arrival_ns) / 1e9,
-            decode_s=None if first is None else (self.last_token_ns - first) / 1e9,
-            error=error,
-        )

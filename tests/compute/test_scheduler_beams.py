@@ -7,7 +7,7 @@ import pytest
 
 from compute.plan import CopyOrder
 from compute.request import Request
-from kvmanager import admission
+from kvmanager import room
 from kvmanager.errors import Invalid, ResourceExhausted
 from kvmanager.messages import Commit, FinishReason
 from tests.support.kv import Worker
@@ -245,7 +245,7 @@ def test_a_search_without_room_for_its_records_fails_whole(
 ) -> None:
     """Another worker's sequences hold the records. Where none are promised to a search (0) it is the commit of a step
     that finds no room: the daemon takes all of its entries or none, and the search goes."""
-    monkeypatch.setattr(admission, "RECORDS_OF_A_BEAM", promised)
+    monkeypatch.setattr(room, "RECORDS_OF_A_BEAM", promised)
     pair = pair_for(4, max_num_seqs=4, depth=depth)
     beside = Worker(pair.state, "beside")
     for number in range(100, 100 + taken):

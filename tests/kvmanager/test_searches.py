@@ -177,7 +177,7 @@ def test_a_search_begins_only_with_room_for_all_its_records_and_nobody_takes_it(
 
 
 def test_entries_of_a_search_are_taken_all_or_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kvmanager.admission.RECORDS_OF_A_BEAM", 0)
+    monkeypatch.setattr("kvmanager.room.RECORDS_OF_A_BEAM", 0)
     state, worker = search(2, max_num_seqs=1)  # 4 records
     worker.start(20, [9], 2)
     before = {n: list(one.tokens) for n, one in known(state).items()}

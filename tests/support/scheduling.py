@@ -371,11 +371,12 @@ class Pair:
         self.down.clear()
         applied, holdings = self.state.number_of(self.session), self.state.holdings(self.session)
         settled, again = [one for one in self.ledger if one.number <= applied], []
-        given = given_up(one.message for one in settled)
+        held = by_sequence(holdings)
+        given = given_up((one.message for one in settled), held)
         for one in settled:
             if isinstance(one.message, OpenOrAdopt):
                 again.append(one.message)
-            lost = answer(one.message, by_sequence(holdings), given)
+            lost = answer(one.message, held, given)
             self._hear(one.number, Granted(blocks=()) if isinstance(one.message, Grant) else lost)
         self.scheduler.reconcile(holdings.blocks)
         self.up.extend((one.number, one.message) for one in self.ledger)

@@ -488,7 +488,7 @@ class Granted(_message.Message):
     def __init__(self, blocks: _Optional[bytes] = ...) -> None: ...
 
 class Opened(_message.Message):
-    __slots__ = ("sequence", "epoch", "kind", "recorded_len", "kv_len", "blocks", "copies", "token_ids", "cached_len", "lost_len", "alone")
+    __slots__ = ("sequence", "epoch", "kind", "recorded_len", "kv_len", "blocks", "copies", "token_ids", "cached_len", "lost_len", "alone", "members")
     SEQUENCE_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     KIND_FIELD_NUMBER: _ClassVar[int]
@@ -500,6 +500,7 @@ class Opened(_message.Message):
     CACHED_LEN_FIELD_NUMBER: _ClassVar[int]
     LOST_LEN_FIELD_NUMBER: _ClassVar[int]
     ALONE_FIELD_NUMBER: _ClassVar[int]
+    MEMBERS_FIELD_NUMBER: _ClassVar[int]
     sequence: bytes
     epoch: int
     kind: OpenKind
@@ -511,7 +512,20 @@ class Opened(_message.Message):
     cached_len: int
     lost_len: int
     alone: bool
-    def __init__(self, sequence: _Optional[bytes] = ..., epoch: _Optional[int] = ..., kind: _Optional[_Union[OpenKind, str]] = ..., recorded_len: _Optional[int] = ..., kv_len: _Optional[int] = ..., blocks: _Optional[bytes] = ..., copies: _Optional[_Iterable[_Union[CopyOrder, _Mapping]]] = ..., token_ids: _Optional[bytes] = ..., cached_len: _Optional[int] = ..., lost_len: _Optional[int] = ..., alone: _Optional[bool] = ...) -> None: ...
+    members: _containers.RepeatedCompositeFieldContainer[SearchMember]
+    def __init__(self, sequence: _Optional[bytes] = ..., epoch: _Optional[int] = ..., kind: _Optional[_Union[OpenKind, str]] = ..., recorded_len: _Optional[int] = ..., kv_len: _Optional[int] = ..., blocks: _Optional[bytes] = ..., copies: _Optional[_Iterable[_Union[CopyOrder, _Mapping]]] = ..., token_ids: _Optional[bytes] = ..., cached_len: _Optional[int] = ..., lost_len: _Optional[int] = ..., alone: _Optional[bool] = ..., members: _Optional[_Iterable[_Union[SearchMember, _Mapping]]] = ...) -> None: ...
+
+class SearchMember(_message.Message):
+    __slots__ = ("sequence", "token_ids", "score", "finish")
+    SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
+    SCORE_FIELD_NUMBER: _ClassVar[int]
+    FINISH_FIELD_NUMBER: _ClassVar[int]
+    sequence: bytes
+    token_ids: bytes
+    score: float
+    finish: _generate_pb2.FinishReason
+    def __init__(self, sequence: _Optional[bytes] = ..., token_ids: _Optional[bytes] = ..., score: _Optional[float] = ..., finish: _Optional[_Union[_generate_pb2.FinishReason, str]] = ...) -> None: ...
 
 class CopyOrder(_message.Message):
     __slots__ = ("source", "destination", "slots")
