@@ -38,7 +38,7 @@ class Audience:
     def joins(self, request: Request) -> bool:
         """Its gateway listens from now on; False if it does already, and the message is the same again."""
         known = self._listeners.get(request.sequence)
-        self._listeners[request.sequence] = request.client
+        self._listeners.update(dict.fromkeys(request.indexes, request.client))
         self._gone.pop(request.client, None)
         return known != request.client
 

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from compute.mailbox import Canceled
 from compute.plan import Logprob
-from compute.request import Request, SamplingParams, StopRules
+from compute.request import BeamParams, Request, SamplingParams, StopRules
 from compute.scheduler import Rejection, TokenEvent
 from holdfast import wire
 from holdfast.v1 import compute_pb2, generate_pb2, kvmanager_pb2
@@ -119,7 +119,26 @@ def decode_submit(submit: compute_pb2.Submit, bounds: Bounds, client: bytes) -> 
         client=client,
         adopt=submit.adopt,
         output=output,
+        beams=decode_beams(submit, bounds),
     )
+
+
+def decode_beams(submit: compute_pb2.Submit, bounds: Bounds) -> BeamParams | None:
+    """A search's width, and the names of its answers: as many as indexes, the sequence itself the first."""
+    sampling, names = submit.sampling, submit.hypotheses
+    width = sampling.beam_width if sampling.HasField("beam_width") else 1
+    if width == 1 and not names:
+        return None
+    within(
+        "sampling.beam_width", width, 2, min(64, bounds.vocab_size - len(submit.stopping.stop_token_ids) - 1)
+    )
+    within("n", submit.n, 1, width)
+    within("hypotheses", len(set(names)), submit.n, submit.n)
+    if any(len(name) != ID_BYTES for name in names) or names[0] != submit.sequence:
+        raise Invalid(f"hypotheses: ids of {ID_BYTES} bytes, the first the sequence's", field="hypotheses")
+    penalty = sampling.length_penalty if sampling.HasField("length_penalty") else 1.0
+    within("sampling.length_penalty", penalty, -10, 10)
+    return BeamParams(width=width, length_penalty=penalty, indexes=tuple(SequenceId(name) for name in names))
 
 
 def within(name: str, value: float, low: float, high: float) -> None:
@@ -204,6 +223,7 @@ def encode_event(event: TokenEvent) -> compute_pb2.TokensEntry:
         cached_tokens=event.cached_tokens,
         queue_seconds=event.queue_seconds,
         stalled_seconds=event.stalled_seconds,
+        score=0.0 if event.score is None else event.score,
     )
     entry.logprobs.extend(map(encode_logprob, event.logprobs))
     entry.prompt_logprobs.extend(map(encode_logprob, event.prompt_logprobs))

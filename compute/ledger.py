@@ -76,7 +76,8 @@ class Ledger:
         again, unless it was ended without a token: that stands."""
         refused = {refusal.sequence: refusal for refusal in refusals}
         if refused and isinstance(held.message, Commit):
-            forks = {entry.sequence for entry in held.message.entries if entry.fork is not None}
+            entries = held.message.entries
+            forks = {entry.sequence for entry in entries if entry.fork is not None and not entry.fork.result}
             self._void |= forks & refused.keys()
         events, rejections = [], list(held.rejections)
         for event in held.events:

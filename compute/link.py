@@ -199,11 +199,13 @@ class Link:
             self._audience.show(self._worker.scheduler.progress.step, outcome.events)
         if outcome.release is not None:
             self._daemon.send(outcome.release)
-        for ref, rejection in ((one.ref, one.rejection) for one in outcome.handed_over):
-            if ref.epoch:
-                self._daemon.send(Fenced(sequence=ref.sequence, epoch=ref.epoch), rejections=(rejection,))
+        for one in outcome.handed_over:
+            if one.ref.epoch:
+                told = Fenced(sequence=one.ref.sequence, epoch=one.ref.epoch)
+                self._daemon.send(told, rejections=one.rejections)
             else:
-                self._audience.reject(rejection)  # the daemon has no record of it
+                for rejection in one.rejections:  # the daemon has no record of it
+                    self._audience.reject(rejection)
         for rejection in outcome.rejections:
             self._audience.reject(rejection)
         for ended in outcome.ended:

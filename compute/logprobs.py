@@ -27,6 +27,12 @@ def logprobs(logits: Tensor, token_ids: Sequence[int], top: Sequence[int]) -> li
     ]
 
 
+def most_likely(logits: Tensor, k: int) -> list[list[tuple[int, float]]]:
+    """(id, log-probability) of the k most likely of each row of `logits` [n, vocab], best first, ties by id."""
+    values = logits.float()
+    return _best(values, values.logsumexp(dim=1, keepdim=True), min(k, values.shape[1]))
+
+
 def prompt_logprobs(logits: Tensor, targets: Sequence[int], k: int) -> list[Logprob]:
     """Of each prompt token but the first: logits [t, vocab] of the positions before, targets the t tokens that came."""
     return logprobs(logits, targets, [k] * len(targets))

@@ -44,6 +44,7 @@ class StepRow:
     logprobs: int = 0
     prompt_logprobs: int = 0
     forks: Sequence[Draw] = ()
+    candidates: int = 0  # of a beam: give the so many most likely tokens, draw none
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +89,7 @@ class RowResult:
     prompt_logprobs: Sequence[Logprob] = ()
     error: str | None = None
     forks: "Sequence[RowResult]" = ()
+    candidates: Sequence[tuple[int, float]] = ()  # (id, log-probability), best first
 
 
 @dataclass(frozen=True, slots=True)

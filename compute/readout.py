@@ -3,6 +3,7 @@
 Draws on the host, row by row as its wishes say: any filter, penalty, bias or ban. Blocks until the device is done.
 """
 
+import math
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import replace
@@ -13,10 +14,10 @@ import torch
 from torch import Tensor
 
 from compute.batch import ROW_GRID
-from compute.logprobs import prompt_logprobs
+from compute.logprobs import most_likely, prompt_logprobs
 from compute.model.decoder import Decoder
 from compute.plan import Logprob, RowResult, StepRow
-from compute.sampler import Drawn, Sampler
+from compute.sampler import NOT_FINITE, Drawn, Sampler
 from kvmanager.messages import SequenceId
 
 MAX_CARRIED: Final = 1024
@@ -34,17 +35,34 @@ class Readout:
 
     def results(self, rows: Sequence[StepRow], starts: Sequence[int], hidden: Tensor) -> list[RowResult]:
         """Of rows whose tokens begin at `starts` of hidden [T, E]. A row that cannot go on has `error` set."""
-        drawn = self.draw(rows, starts, hidden)
+        drawn, grown = self.draw(rows, starts, hidden), self.candidates(rows, starts, hidden)
         return [
-            self.result(row, drawn.get(i, ()), start, hidden)
+            grown.get(i) or self.result(row, drawn.get(i, ()), start, hidden)
             for i, (row, start) in enumerate(zip(rows, starts, strict=True))
         ]
+
+    def candidates(
+        self, rows: Sequence[StepRow], starts: Sequence[int], hidden: Tensor
+    ) -> dict[int, RowResult]:
+        """Of each beam's row, by index of the row: the most likely tokens, and what was asked about the prompt."""
+        wanted = [i for i, row in enumerate(rows) if row.candidates]
+        if not wanted:
+            return {}
+        logits = self.logits(hidden, [starts[i] + len(rows[i].token_ids) - 1 for i in wanted])
+        found = most_likely(logits, max(rows[i].candidates for i in wanted))
+        return {i: self.beam(rows[i], best, starts[i], hidden) for i, best in zip(wanted, found, strict=True)}
+
+    def beam(self, row: StepRow, best: Sequence[tuple[int, float]], start: int, hidden: Tensor) -> RowResult:
+        if not all(math.isfinite(logprob) or logprob == -math.inf for _, logprob in best):
+            return RowResult(error=NOT_FINITE)
+        scores = self.score_prompt(row, start, hidden) if row.prompt_logprobs else ()
+        return RowResult(candidates=best[: row.candidates], prompt_logprobs=scores)
 
     def draw(
         self, rows: Sequence[StepRow], starts: Sequence[int], hidden: Tensor
     ) -> dict[int, Sequence[Drawn]]:
         """What each row that samples drew, by index of the row: its own token, then those of its forks."""
-        wanted = [i for i, row in enumerate(rows) if row.sample]
+        wanted = [i for i, row in enumerate(rows) if row.sample and not row.candidates]
         if not wanted:
             return {}
         lasts = [starts[i] + len(rows[i].token_ids) - 1 for i in wanted]

@@ -5,6 +5,7 @@ a commit was applied if its sequence stands where the entry put it.
 """
 
 from collections.abc import Container, Iterable, Mapping
+from types import MappingProxyType
 
 from kvmanager.errors import Fenced
 from kvmanager.messages import (
@@ -26,9 +27,23 @@ def answer(message: Numbered, held: Mapping[SequenceId, Holding], given: Contain
     return Acked(refusals=list(refusals(message, held, given)) if isinstance(message, Commit) else ())
 
 
-def given_up(messages: Iterable[Numbered]) -> set[SequenceId]:
-    """Sequences that are not this worker's any more by these messages, all of them applied."""
-    return {message.sequence for message in messages if isinstance(message, FencedMessage)}
+def given_up(
+    messages: Iterable[Numbered], held: Mapping[SequenceId, Holding] = MappingProxyType({})
+) -> set[SequenceId]:
+    """Sequences that are not this worker's any more by these messages, all of them applied: given to another, or beams
+    that began and ended meanwhile, whose records are gone."""
+    given = set()
+    for message in messages:
+        if isinstance(message, FencedMessage):
+            given.add(message.sequence)
+        elif isinstance(message, Commit):
+            given |= {one.sequence for one in message.entries if ends(one) and one.sequence not in held}
+    return given
+
+
+def ends(entry: CommitEntry) -> bool:
+    """It closes a record that there was before."""
+    return bool(entry.finish) and entry.fork is None
 
 
 def refusals(
@@ -44,7 +59,7 @@ def refusals(
 def applied(entry: CommitEntry, holding: Holding | None) -> bool:
     """A record that is gone was finished and forgotten; that of a fork was never made, and the fork begins again."""
     if holding is None:
-        return bool(entry.finish) and entry.fork is None
+        return ends(entry)
     recorded = entry.base_recorded + len(entry.token_ids)
     return holding.epoch >= entry.epoch and holding.recorded_len >= recorded
 

@@ -32,6 +32,15 @@ class StopRules:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class BeamParams:
+    """A beam search: `width` beams; index i of the answer is the sequence `indexes[i]`, the first the request's own."""
+
+    width: int
+    length_penalty: float
+    indexes: Sequence[SequenceId]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
     """A validated Submit. `client` names the gateway that sent it and means nothing to the scheduler."""
 
@@ -52,3 +61,9 @@ class Request:
     client: bytes = b""
     adopt: bool = False  # it was submitted before: its record decides how it goes on
     output: Sequence[int] = ()  # with adopt: tokens that were shown, for a daemon without its record
+    beams: BeamParams | None = None
+
+    @property
+    def indexes(self) -> Sequence[SequenceId]:
+        """The sequences that it gives: itself, or the answers of a search."""
+        return (self.sequence,) if self.beams is None else self.beams.indexes

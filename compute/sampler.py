@@ -23,6 +23,7 @@ from compute.plan import Logprob, StepRow
 
 # A temperature above it draws evenly already; an infinite one would make NaN of banned tokens.
 HOTTEST: Final = 1e30
+NOT_FINITE: Final = "the model's logits are not finite"
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +94,7 @@ def _judge(tokens: Tensor, best: Tensor) -> list[tuple[int, str | None]]:
 def _fault(best: float) -> str | None:
     if best == -torch.inf:
         return "no token can be drawn: every one is banned or has probability 0"
-    return None if best < torch.inf else "the model's logits are not finite"
+    return None if best < torch.inf else NOT_FINITE
 
 
 def _records(logits: Tensor, rows: Sequence[StepRow], drawn: Sequence[tuple[int, str | None]]) -> list[Drawn]:

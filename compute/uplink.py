@@ -110,7 +110,7 @@ class Uplink:
         """The answers that the former daemon could not give; then what it never got goes out, in the old order."""
         held, applied = by_sequence(holdings), self._attachment.answer.number
         settled = [one for one in self.ledger if one.number <= applied]
-        given = given_up(one.message for one in settled)
+        given = given_up((one.message for one in settled), held)
         for one in settled:
             lost = answer(one.message, held, given)
             yield one.number, Granted(blocks=()) if isinstance(one.message, Grant) else lost

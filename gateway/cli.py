@@ -28,6 +28,9 @@ INTERRUPTED: Final = 130
 @click.option("--max-tokens", type=click.IntRange(1), help="tokens to generate [the rest of the context]")
 @click.option("--temperature", type=float, help="0 is greedy [1.0]")
 @click.option("--top-p", type=float, help="[1.0]")
+@click.option("--beam-width", type=click.IntRange(1), help="beams of a search; 1 is none [1]")
+@click.option("--length-penalty", type=float, help="of a beam's score [1.0]")
+@click.option("--n", type=click.IntRange(1), help="the best so many of a beam search, best first [1]")
 @click.option("--seed", type=click.IntRange(0, 2**64 - 1), help="[drawn by the server]")
 @click.option("--stop", multiple=True, help="a stop string; may be given several times")
 @click.option("--chat", is_flag=True, help="send the prompt as a user's message, through the chat template")
@@ -51,6 +54,8 @@ def generate(
     """
     given: Any = [{"role": "user", "content": prompt}] if chat else prompt
     options["stop"] = list(options["stop"])
+    if (options["n"] or 1) > 1 and (options["beam_width"] or 1) == 1:
+        raise click.UsageError("--n gives the best of a beam search: it goes with --beam-width")
     try:
         asyncio.run(stream(given, target, api_key, as_json, options))
     except CallError as error:
@@ -94,8 +99,9 @@ def show(chunk: Chunk, as_json: bool) -> None:
 def usage_line(finish: pb.Finish) -> str:
     usage, times = finish.usage, finish.timings
     rate = f", {(usage.completion_tokens - 1) / times.decode:.1f} tokens/s" if times.decode > 0 else ""
+    score = f", score {finish.score:.4f}" if finish.score else ""
     return (
         f"[{pb.FinishReason.Name(finish.reason).removeprefix('FINISH_REASON_').lower()}: "
         f"{usage.prompt_tokens} prompt tokens ({usage.cached_tokens} cached), {usage.completion_tokens} generated, "
-        f"first after {times.ttft:.2f} s{rate}, seed {finish.seed}]"
+        f"first after {times.ttft:.2f} s{rate}{score}, seed {finish.seed}]"
     )

@@ -8,7 +8,7 @@ last seen, and `serving` turns false.
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from functools import partial
 from typing import Final, Protocol
 
@@ -145,14 +145,16 @@ class Fleet:
     def sequences(self) -> int:
         return len(self._sinks)
 
-    def submit(self, worker: WorkerKey, submission: Submission, sink: Sink) -> bool:
-        """False if the worker is gone or does not take messages; then `sink` hears nothing."""
+    def submit(self, worker: WorkerKey, submission: Submission, sinks: Mapping[bytes, Sink]) -> bool:
+        """`sinks`: who listens to each sequence that the submission gives. False if the worker is gone or does not take
+        messages; then nobody hears anything."""
         link = self._links.get(worker)
         if link is None or not link.submit(submission):
             return False
-        self.forget(submission.sequence)
-        self._sinks[submission.sequence] = worker, sink
-        self._own[worker] += 1
+        for sequence, sink in sinks.items():
+            self.forget(sequence)
+            self._sinks[sequence] = worker, sink
+            self._own[worker] += 1
         return True
 
     def forget(self, sequence: bytes, sink: Sink | None = None) -> WorkerKey | None:

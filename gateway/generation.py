@@ -17,7 +17,7 @@ from gateway.fleet import Fleet
 from gateway.index import Index
 from gateway.membership import Recorded
 from gateway.output import Output
-from gateway.placement import Binding, Placement, sequence_id
+from gateway.placement import Binding, Placement, sequence_id, sequence_ids
 from gateway.routing import WorkerKey
 from gateway.tokenizer import TextCodec
 from gateway.validate import Plan
@@ -112,13 +112,32 @@ class Generation:
         epoch, sequence = track.epoch, binding.sequence
         try:
             recorded = await self._fleet.record(sequence, track.end)
+        except NotFound:
+            await self._look_at_search(binding)
+            return
         except KvError:
-            return  # not opened yet, or the daemon is away: the next tick asks again
+            return  # the daemon is away: the next tick asks again
         if track.ended or sequence != binding.sequence:
             return
         if recorded.epoch < epoch == track.epoch:
             track.begin_again(recorded.epoch, recorded.recorded_len)
         self._take(binding, recorded)
+
+    async def _look_at_search(self, binding: Binding) -> None:
+        """There is no record: it is not opened yet, or that of a search's index, which is made when the search ends.
+        A search that failed gives none."""
+        search = binding.submission
+        if not search.hypotheses or binding.index.number == 0:
+            return
+        try:
+            ended = (await self._fleet.record(search.sequence, 0)).finish
+            if ended and ended is not FinishReason.CANCELLED:  # then its own look is for all indexes
+                own = await self._fleet.record(binding.sequence, binding.index.track.end)
+                self._take(binding, own)
+        except NotFound:
+            binding.index.track.learn(0, FinishReason.ERROR, None)
+        except KvError:
+            return
 
     def _take(self, binding: Binding, recorded: Recorded) -> None:
         """What the record says. A cancel is no end, for whoever still listens did not ask for it."""
@@ -126,7 +145,7 @@ class Generation:
         track.feed(recorded.first, recorded.token_ids)
         cancelled = recorded.finish is FinishReason.CANCELLED
         finish = FinishReason.NONE if cancelled else recorded.finish
-        track.learn(recorded.recorded_len, finish, recorded.stop_token_id or None)
+        track.learn(recorded.recorded_len, finish, recorded.stop_token_id or None, recorded.score)
         if cancelled and not track.ended and not binding.adrift:
             self._placement.reopen(binding)
 
@@ -194,7 +213,9 @@ def new_index(
 def submission(  # noqa: PLR0917 - the fields of a Submit that are not the plan's
     number: int, group: bytes, prompt: bytes, plan: Plan, request_id: str, tenant: bytes, arrival_ns: int
 ) -> Submission:
-    """Index `number` of the request; `prompt` is packed."""
+    """Index `number` of the request, or the search that gives them all; `prompt` is packed."""
+    names = sequence_ids(group, plan.n, arrival_ns) if plan.beam_width > 1 else ()
+    number = 0 if names else number
     sampling = pb.SamplingParams()
     sampling.CopyFrom(plan.sampling)
     sampling.seed = mix(plan.seed, number)
@@ -212,6 +233,7 @@ def submission(  # noqa: PLR0917 - the fields of a Submit that are not the plan'
         priority=plan.priority,
         arrival_ns=arrival_ns,
         tenant=tenant,
+        hypotheses=names,
     )
 
 

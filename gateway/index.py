@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Final
 
 from gateway.output import Delta, Output
-from gateway.tracks import Batch, Track
+from gateway.tracks import BUFFER_TOKENS, Batch, Track
 from gateway.validate import Plan
 from gateway.workers import TokensEntry
 from holdfast.v1 import generate_pb2 as pb
@@ -25,7 +25,9 @@ class Index:
         self._request_id = request_id
         self._plan = plan
         self._wake = wake
-        self.track: Track[pb.TokenLogprob] = Track(len(plan.prompt))
+        # A search's answer comes whole: nothing is read again, log-probabilities stay.
+        limit = plan.stopping.max_tokens if plan.beam_width > 1 else BUFFER_TOKENS
+        self.track: Track[pb.TokenLogprob] = Track(len(plan.prompt), max(limit, BUFFER_TOKENS))
         self.unsure = False  # the record may say more than was heard, or something else
         self.flush = False  # nothing more will come
         self.finish = FinishReason.NONE  # once the last message was made
@@ -153,6 +155,7 @@ class Index:
                 stalled=min(self.stalled, self.last_at - self.first_at),
             ),
             seed=self._plan.seed,
+            score=track.score,
         )
         if matched is not None:
             finish.stop = matched

@@ -32,6 +32,7 @@ class Recorded:
     recorded_len: int
     finish: FinishReason
     stop_token_id: int
+    score: float = 0.0  # of an index that a beam search gave
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,6 +92,7 @@ async def read_record(daemon: Daemon, sequence: bytes, first: int, timeout_s: fl
         record.recorded_len,
         FinishReason(record.finish),
         record.stop_token_id,
+        record.score,
     )
 
 
@@ -105,4 +107,5 @@ async def find_request(daemon: Daemon, request_id: str, tenant: bytes, timeout_s
             finished=one.finished,
         )
         for one in found
+        if one.request  # the answers of a search but the first have none: that of the search says it for all
     ]

@@ -5,8 +5,8 @@
         └── adrift <───┘
 
 Whatever goes adrift is submitted again at once, under the same sequence id: the daemon's record decides how it goes
-on, so the client sees a pause. One task a request does that, alive only while an index is adrift; it does not depend
-on a client that reads.
+on, so the client sees a pause. The indexes of a beam search go together, in one Submit. One task a request does that,
+alive only while an index is adrift; it does not depend on a client that reads.
 """
 
 import asyncio
@@ -37,6 +37,11 @@ def sequence_id(group: bytes, index: int, arrival_ns: int) -> bytes:
     return hashlib.sha256(name).digest()[:16]
 
 
+def sequence_ids(group: bytes, count: int, arrival_ns: int) -> tuple[bytes, ...]:
+    """Of the first `count` indexes."""
+    return tuple(sequence_id(group, number, arrival_ns) for number in range(count))
+
+
 class Binding:
     """One index and the sequence that it is to workers and daemon. A fleet.Sink."""
 
@@ -53,13 +58,16 @@ class Binding:
 
     @property
     def sequence(self) -> bytes:
-        return self.submission.sequence
+        return self.submission.sequence_of(self.index.number)
 
     def next_submission(self) -> Submission:
-        """As at first, or, when it may have begun somewhere, with what is known of its output."""
-        if not self.tries:
-            return self.submission
+        """As at first, or, when it may have begun somewhere, with what is known of its output. A search shows nothing
+        before its end."""
         given = self.submission
+        if not self.tries:
+            return given
+        if given.hypotheses:
+            return replace(given, adopt=True)
         known = max(given.output_ids, self.index.track.output_ids, key=len)
         most = 4 * (given.stopping.max_tokens - 1)  # one is left to generate, or it would have ended
         return replace(given, adopt=True, output_ids=known[:most])
@@ -73,6 +81,7 @@ class Binding:
             sequence=sequence_id(given.group, given.index, arrival_ns),
             arrival_ns=arrival_ns,
             output_ids=known,
+            hypotheses=sequence_ids(given.group, len(given.hypotheses), arrival_ns),
         )
         self.tries = max(1, self.tries)
         self.index.track.begin_again(0, len(given.token_ids + known) // 4)
@@ -124,16 +133,27 @@ class Placement:
     def submit(self, worker: WorkerKey) -> None:
         """Every open index to `worker`; those that it does not take are adrift."""
         self._home = worker
-        for binding in self.open:
-            if not binding.index.track.ended:
-                self._submit(binding, worker)
+        self._submit_all(self._going_on(), worker)
 
-    def _submit(self, binding: Binding, worker: WorkerKey) -> None:
-        binding.adrift = not self._fleet.submit(worker, binding.next_submission(), binding)
-        binding.tries, binding.worker = binding.tries + 1, worker
-        if binding.adrift:
+    def _submit_all(self, bindings: list[Binding], worker: WorkerKey) -> None:
+        """Each for itself; the indexes of a search together."""
+        if bindings and bindings[0].submission.hypotheses:
+            self._submit(self._going_on(), worker)
+            return
+        for binding in bindings:
+            self._submit([binding], worker)
+
+    def _submit(self, bindings: list[Binding], worker: WorkerKey) -> None:
+        """One Submit, which gives all of them."""
+        sinks = {binding.sequence: binding for binding in bindings}
+        taken = self._fleet.submit(worker, bindings[0].next_submission(), sinks)
+        for binding in bindings:
+            binding.adrift = not taken
+            binding.tries, binding.worker = binding.tries + 1, worker
+        if not taken:
             self._avoid.add(worker)
-            binding.stray()
+            for binding in bindings:
+                binding.stray()
 
     def scatter(self) -> None:
         """No worker has any of them: whichever is ready will do."""
@@ -158,9 +178,10 @@ class Placement:
 
     def reopen(self, binding: Binding) -> None:
         """Its record ended by somebody's cancel, not by ours: it goes on as a sequence of its own."""
-        self._fleet.forget(binding.sequence, binding)
-        binding.renew()
-        binding.stray()
+        for one in self._going_on() if binding.submission.hypotheses else [binding]:
+            self._fleet.forget(one.sequence, one)
+            one.renew()
+            one.stray()
 
     def _fail(self, refusal: Refusal) -> None:
         self.failure = self.failure or refusal
@@ -174,8 +195,7 @@ class Placement:
         try:
             while adrift := self._adrift():
                 worker = await self._pick(adrift)
-                for binding in self._adrift():
-                    self._submit(binding, worker)
+                self._submit_all(self._adrift(), worker)
         except Refusal as refusal:
             self._fail(refusal)
         except Exception:  # noqa: BLE001 - nobody awaits this task: told through `failure`, with a traceback here
@@ -183,7 +203,10 @@ class Placement:
             self._fail(internal())
 
     def _adrift(self) -> list[Binding]:
-        return [binding for binding in self.open if binding.adrift and not binding.index.track.ended]
+        return [binding for binding in self._going_on() if binding.adrift]
+
+    def _going_on(self) -> list[Binding]:
+        return [binding for binding in self.open if not binding.index.track.ended]
 
     async def _pick(self, adrift: Sequence[Binding]) -> WorkerKey:
         """Where they go next, after the pause that is due; Refusal when `worker_wait` is over."""

@@ -12,6 +12,7 @@ it, has ended and was forgotten: then nothing is sent of it.
 import asyncio
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -27,7 +28,7 @@ from gateway.placement import Binding
 from gateway.routing import WorkerKey
 from gateway.tokenizer import TextCodec
 from gateway.validate import Plan
-from gateway.workers import pack_ids
+from gateway.workers import Submission, pack_ids
 from holdfast.mix import unmix
 from holdfast.v1 import generate_pb2 as pb
 from kvmanager.errors import KvError, NotFound
@@ -108,6 +109,7 @@ def complete(request: pb.GenerateRequest, prompt: Sequence[int], remains: Remain
         skip_special_tokens=validate.skips_special_tokens(response),
         stream_interval=validate.stream_interval(response),
         priority=found.priority,
+        beam_width=sampling.beam_width,
     )
 
 
@@ -130,12 +132,20 @@ class Rebuilding:
         offsets = {entry.index: (place, entry.offset) for place, entry in enumerate(self._request.resume)}
         for number in range(self._plan.n):
             place, offset = offsets.get(number, (0, 0))
-            found = self._remains.by_index.get(number)
-            if found is not None:
-                bindings.append(await self._found(found, offset, f"resume[{place}].offset"))
+            given = self._given(number)
+            if given is not None:
+                bindings.append(await self._found(given, number, offset, f"resume[{place}].offset"))
             elif not offset:
                 bindings.append(self._never_begun(number))
         return Generation(self._fleet, bindings, self._wake, worker_wait, arrival_ns)
+
+    def _given(self, number: int) -> Submission | None:
+        """What the index was submitted with, if it is known: a search's Submit says it for all."""
+        one = self._remains.one.submitted
+        found = self._remains.by_index.get(number)
+        if one.hypotheses or found is None:
+            return one if one.hypotheses else None
+        return found.submitted
 
     def _never_begun(self, number: int) -> Binding:
         """Under the id it had: its worker may know of it, though the daemon does not."""
@@ -151,20 +161,20 @@ class Rebuilding:
         )
         return Binding(self._index(number), again, tries=1)
 
-    async def _found(self, found: Found, offset: int, field: str) -> Binding:
-        recorded = await self._record(found)
+    async def _found(self, given: Submission, number: int, offset: int, field: str) -> Binding:
+        recorded = await self._record(given, number)
         if offset > len(recorded.token_ids):
             bound = f"{offset} is more than the {len(recorded.token_ids)} tokens of the index"
             raise invalid(field, bound, value=offset)
-        index = self._index(found.submitted.index)
+        index = self._index(number)
         by_token = recorded.finish is FinishReason.STOP and recorded.stop_token_id != 0
         await index.replay(recorded.token_ids[:offset], by_token and offset == len(recorded.token_ids))
-        again = replace(found.submitted, output_ids=pack_ids(recorded.token_ids))
+        again = given if given.hypotheses else replace(given, output_ids=pack_ids(recorded.token_ids))
         binding = Binding(index, again, tries=1)
         index.track.feed(recorded.first, recorded.token_ids)
         cancelled = recorded.finish is FinishReason.CANCELLED
         finish = FinishReason.NONE if cancelled else recorded.finish
-        index.track.learn(recorded.recorded_len, finish, recorded.stop_token_id or None)
+        index.track.learn(recorded.recorded_len, finish, recorded.stop_token_id or None, recorded.score)
         if cancelled:
             binding.renew()
         return binding
@@ -172,9 +182,16 @@ class Rebuilding:
     def _index(self, number: int) -> Index:
         return new_index(number, self._request.request_id, self._codec, self._plan, self._wake)
 
-    async def _record(self, found: Found) -> Recorded:
+    async def _record(self, given: Submission, number: int) -> Recorded:
+        """Of a search that is not over, or gave nothing, every index has that of the search."""
+        prompt_len = len(self._plan.prompt)
         try:
-            return await self._fleet.record(found.submitted.sequence, len(self._plan.prompt))
+            with suppress(NotFound):
+                return await self._fleet.record(given.sequence_of(number), prompt_len)
+            recorded = await self._fleet.record(given.sequence, prompt_len)
+            if not recorded.token_ids:
+                return recorded
+            raise unknown_request()
         except NotFound:
             raise unknown_request() from None
         except KvError:

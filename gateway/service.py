@@ -96,7 +96,7 @@ class GenerateService(pb_grpc.GenerateServiceServicer):
         if picked is None:
             raise unavailable("NO_WORKER", "no worker serves the model now")
         worker, pool = picked
-        limits = validate.Limits(pool.max_model_len, pool.vocab_size, pool.tokens)
+        limits = validate.Limits(pool.max_model_len, pool.vocab_size, pool.tokens, pool.block_size)
         tenant, request_id = call.key
         generation = fresh(
             self._fleet,

@@ -37,6 +37,7 @@ class Entry(Generic[L]):
     cached_tokens: int = 0
     queue_seconds: float = 0.0
     stalled_seconds: float = 0.0
+    score: float = 0.0
 
 
 @dataclass(slots=True)
@@ -64,6 +65,7 @@ class Track(Generic[L]):
         self.cached_tokens = 0
         self.queue_seconds = 0.0
         self.stalled_seconds = 0.0
+        self.score = 0.0
         self.prompt_logprobs: list[L] = []
 
     def accept(self, entry: Entry[L]) -> bool:
@@ -79,6 +81,7 @@ class Track(Generic[L]):
             self.cached_tokens = entry.cached_tokens
             self.queue_seconds = entry.queue_seconds
         self.stalled_seconds = entry.stalled_seconds
+        self.score = entry.score
         self.prompt_logprobs.extend(entry.prompt_logprobs)
         self._append(entry.first_position, entry.token_ids, entry.logprobs)
         if entry.finish:
@@ -110,10 +113,13 @@ class Track(Generic[L]):
         self.end += len(new)
         self.known = max(self.known, self.end)
 
-    def learn(self, recorded: int, finish: FinishReason, stop_token_id: int | None) -> None:
+    def learn(
+        self, recorded: int, finish: FinishReason, stop_token_id: int | None, score: float = 0.0
+    ) -> None:
         """What the record says of a sequence: its length and its end."""
         self.known = max(self.known, recorded)
         if finish and self.final is None:
+            self.score = score
             self._ends(finish, stop_token_id)
 
     def skip(self, ids: Sequence[int]) -> None:

@@ -11,8 +11,8 @@ from typing import Any
 
 import grpc
 
-from gateway import bounds
-from gateway.errors import Refusal, invalid, unsupported
+from gateway import beams, bounds
+from gateway.errors import Refusal, invalid
 from holdfast.v1 import generate_pb2 as pb
 
 
@@ -23,6 +23,7 @@ class Limits:
     max_model_len: int
     vocab_size: int
     pool_tokens: int
+    block_size: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +40,7 @@ class Plan:
     skip_special_tokens: bool
     stream_interval: int
     priority: int
+    beam_width: int
 
 
 def check_request(request: pb.GenerateRequest) -> None:
@@ -52,7 +54,7 @@ def check_request(request: pb.GenerateRequest) -> None:
     check_ranges("response", request.response, bounds.RESPONSE)
     bounds.PRIORITY.check("priority", request.priority)
     check_resume(request)
-    check_unbuilt(request)
+    beams.check_beams(request)
 
 
 def check_name(name: str, value: str) -> None:
@@ -146,11 +148,6 @@ def check_resume(request: pb.GenerateRequest) -> None:
         seen.add(entry.index)
 
 
-def check_unbuilt(request: pb.GenerateRequest) -> None:
-    if request.sampling.beam_width > 1:
-        raise unsupported("sampling.beam_width", "beam search is not built yet")
-
-
 def check_prompt_logprobs(top: int, prompt: int) -> None:
     if top and (top + 1) * prompt > bounds.MAX_PROMPT_LOGPROBS:
         most = bounds.MAX_PROMPT_LOGPROBS // prompt - 1
@@ -169,13 +166,16 @@ def complete(request: pb.GenerateRequest, prompt: Sequence[int], limits: Limits)
     """The request with every default filled, within the model's limits; Refusal if it does not fit."""
     if not prompt:
         raise invalid("prompt", "at least one token", "PROMPT_EMPTY")
-    stopping = complete_stopping(request.stopping, len(prompt), limits)
+    stopping = complete_stopping(request.stopping, len(prompt), limits, request.sampling.beam_width)
     check_ids("token_ids.ids" if request.HasField("token_ids") else "prompt", prompt, limits.vocab_size)
     check_ids("stopping.stop_token_ids", stopping.stop_token_ids, limits.vocab_size)
     check_ids("sampling.logit_bias", sorted(request.sampling.logit_bias), limits.vocab_size)
     sampling = complete_sampling(request.sampling, limits.vocab_size)
     response = request.response
     check_prompt_logprobs(response.prompt_logprobs, len(prompt))
+    if sampling.beam_width > 1:
+        beams.check_ends(sampling.beam_width, stopping.stop_token_ids, limits.vocab_size)
+        beams.check_logprobs(response.logprobs, stopping.max_tokens)
     return Plan(
         prompt=prompt,
         sampling=sampling,
@@ -187,6 +187,7 @@ def complete(request: pb.GenerateRequest, prompt: Sequence[int], limits: Limits)
         skip_special_tokens=skips_special_tokens(response),
         stream_interval=stream_interval(response),
         priority=request.priority,
+        beam_width=sampling.beam_width,
     )
 
 
@@ -205,6 +206,8 @@ def complete_sampling(given: pb.SamplingParams, vocab_size: int) -> pb.SamplingP
     for name, allowed in bounds.SAMPLING.items():
         if allowed.default is not None and not given.HasField(name):
             setattr(sampling, name, type(getattr(given, name))(allowed.default))
+    if sampling.beam_width > 1:
+        sampling.temperature = 0.0
     if not given.HasField("seed"):
         sampling.seed = secrets.randbits(64)
     if sampling.top_k >= vocab_size:
@@ -212,7 +215,9 @@ def complete_sampling(given: pb.SamplingParams, vocab_size: int) -> pb.SamplingP
     return sampling
 
 
-def complete_stopping(given: pb.StoppingCriteria, prompt: int, limits: Limits) -> pb.StoppingCriteria:
+def complete_stopping(
+    given: pb.StoppingCriteria, prompt: int, limits: Limits, width: int = 1
+) -> pb.StoppingCriteria:
     """A copy with max_tokens set: asked for, or the rest of the context and of the pool.
 
     0 ......... prompt ............ prompt + max_tokens <= min(context, pool)
@@ -223,8 +228,13 @@ def complete_stopping(given: pb.StoppingCriteria, prompt: int, limits: Limits) -
             raise refused(prompt, wanted, room)
     stopping = pb.StoppingCriteria()
     stopping.CopyFrom(given)
+    most = min(limits.max_model_len, limits.pool_tokens) - prompt
+    if width > 1:
+        fits = beams.most_tokens(prompt, width, limits.pool_tokens, limits.block_size)
+        beams.check_room(given, prompt, width, fits)
+        most = min(most, fits)
     if not given.HasField("max_tokens"):
-        stopping.max_tokens = min(limits.max_model_len, limits.pool_tokens) - prompt
+        stopping.max_tokens = most
     check_min_tokens(stopping.min_tokens, stopping.max_tokens)
     return stopping
 

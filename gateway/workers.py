@@ -51,6 +51,11 @@ class Submission:
     tenant: bytes
     adopt: bool = False
     output_ids: bytes = b""
+    hypotheses: Sequence[bytes] = ()  # of a beam search: the sequences of its indexes
+
+    def sequence_of(self, number: int) -> bytes:
+        """Of an index that it gives."""
+        return self.hypotheses[number] if self.hypotheses else self.sequence
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +144,7 @@ def to_submit(given: Submission) -> compute_pb2.Submit:
         tenant=given.tenant,
         adopt=given.adopt,
         output_ids=given.output_ids,
+        hypotheses=given.hypotheses,
     )
 
 
@@ -159,6 +165,7 @@ def from_record(request: bytes, prompt: bytes) -> Submission:
         priority=given.priority,
         arrival_ns=given.arrival_ns,
         tenant=given.tenant,
+        hypotheses=tuple(given.hypotheses),
     )
 
 
@@ -183,6 +190,7 @@ def from_entry(entry: compute_pb2.TokensEntry) -> TokensEntry:
         cached_tokens=entry.cached_tokens,
         queue_seconds=entry.queue_seconds,
         stalled_seconds=entry.stalled_seconds,
+        score=entry.score,
     )
 
 

@@ -8,15 +8,17 @@ A sequence whose worker is gone is adopted (`orphans`): it comes before all that
 
 from array import array
 
-from kvmanager.errors import Conflict, Invalid, KvError, PoolTooSmall, ResourceExhausted
+from kvmanager.errors import Conflict, Invalid, KvError, ResourceExhausted
 from kvmanager.following import follow, wait_behind
 from kvmanager.layout import within
+from kvmanager.lost_searches import members_of, opened_search, take_over_search
 from kvmanager.messages import CopyOrder, Fork, Opened, OpenKind, OpenOrAdopt, Refused, Wait
 from kvmanager.orphans import adopt, lacks_fresh, own
 from kvmanager.parts import Parts
 from kvmanager.prefix import Begin
 from kvmanager.records import MAX_REQUEST_BYTES, MAX_REQUEST_ID_BYTES
-from kvmanager.sequences import Sequence, SequenceState
+from kvmanager.room import capacity_of, make_room
+from kvmanager.sequences import Role, Sequence, SequenceState
 from kvmanager.sessions import Session
 
 
@@ -80,6 +82,8 @@ def open_new(parts: Parts, session: Session, message: OpenOrAdopt, now_ns: int) 
         prompt_len=message.prompt_len or len(message.token_ids),
         stepped=False,
         tokens=array("I", message.token_ids),
+        role=Role.SEARCH if message.beam_width else Role.PLAIN,
+        width=message.beam_width,
     )
     hits = find_prefix(parts, sequence)
     wait = follow(parts, session, sequence, hits, now_ns) or lacks_blocks(parts, session, sequence, hits)
@@ -103,6 +107,8 @@ def reopen(
         return take_over(parts, session, known, message, now_ns)
     if known.owner != session.holder:
         raise Conflict("another worker runs the sequence")
+    if known.state == SequenceState.PREEMPTED and (members := members_of(parts, known)):
+        return opened_search(known, members, OpenKind.YOURS)  # the answer before was lost
     if known.state == SequenceState.OPEN:
         return opened(parts, known, OpenKind.YOURS)
     if array("I", message.token_ids) != known.tokens:
@@ -121,7 +127,9 @@ def take_over(
         raise Invalid(
             "token_ids differ from the recorded ones", field="token_ids", recorded=known.recorded_len
         )
-    other = next((s for s in parts.sequences.open.values() if suspect(s, session)), None)
+    if members := members_of(parts, known):
+        return take_over_search(parts, session, known, members, now_ns)
+    other = next((s for s in parts.sequences.open.values() if suspect(s, session, known)), None)
     if known.deaths and other is not None:  # suspects run alone, one by one
         return wait_behind(parts, session, known, other, other.kv_len + 1, now_ns)
     if known.row < 0:
@@ -133,8 +141,11 @@ def take_over(
     return opened(parts, known, OpenKind.ADOPTED)
 
 
-def suspect(sequence: Sequence, session: Session) -> bool:
-    """Whether workers died of it, perhaps, and this session has not shown yet that it is harmless."""
+def suspect(sequence: Sequence, session: Session, known: Sequence) -> bool:
+    """Whether workers died of it, perhaps, and this session has not shown yet that it is harmless. Beams of one search
+    go together."""
+    if known.role == sequence.role == Role.BEAM and known.group == sequence.group:
+        return False
     return sequence.deaths > 0 and not sequence.stepped and sequence.owner == session.holder
 
 
@@ -163,25 +174,6 @@ def resume(  # noqa: PLR0917 - who, what, how and when
     return opened(parts, known, kind, lost)
 
 
-def capacity_of(parts: Parts, prompt_len: int, max_tokens: int) -> int:
-    """Tokens that a record has room for. Invalid or PoolTooSmall if there can never be as many."""
-    capacity = prompt_len + max_tokens
-    within("token_ids length + max_tokens", capacity, 1, parts.spec.max_model_len)
-    refuse_too_large(parts, capacity)
-    return capacity
-
-
-def refuse_too_large(parts: Parts, tokens: int) -> None:
-    """One block is kept back: a sequence alone must be able to finish beside another's tail."""
-    needed, usable = parts.blocks_of(tokens), parts.blocks.num_blocks - 1
-    if needed > usable:
-        raise PoolTooSmall(
-            f"prompt and max_tokens need {needed} blocks, the pool has {usable}",
-            needed_blocks=needed,
-            usable_blocks=usable,
-        )
-
-
 def find_prefix(parts: Parts, sequence: Sequence) -> list[int]:
     """Cached blocks; never the last token's, whose logits are still to be computed."""
     if sequence.bypass_prefix:
@@ -204,20 +196,6 @@ def lacks_blocks(
     if needed <= available:
         return None
     return Wait(sequence=sequence.id, needed_blocks=needed, available_blocks=max(0, available))
-
-
-def make_room(parts: Parts, sequence: Sequence, request: bytes, capacity: int) -> None:
-    """Store the record. Finished records make room before their time, oldest first."""
-    while not (parts.rows.unused and parts.sequences.add(sequence, request, capacity)):
-        oldest = next((old for old in parts.sequences.finished if not old.held_rows), None)
-        if oldest is None:
-            raise ResourceExhausted(
-                "no room for another sequence's record, tokens or request",
-                records=parts.layout.num_records,
-                free_records=len(parts.sequences.unused),
-                free_tokens=parts.sequences.token_arena.free_units,
-            )
-        parts.sequences.forget(oldest)
 
 
 def start(parts: Parts, session: Session, sequence: Sequence, hits: list[int], begin: Begin | None) -> None:

@@ -23,9 +23,10 @@ from kvmanager.messages import (
     Resume,
     Retry,
     Revoke,
+    SearchMember,
     Wait,
 )
-from kvmanager.packing import pack, pack_blocks, unpack_blocks, unpack_ids
+from kvmanager.packing import number, pack, pack_blocks, unpack_blocks, unpack_ids
 
 
 def encode_acked(body: pb.Acked, message: Acked) -> None:
@@ -62,6 +63,9 @@ def encode_opened(body: pb.Opened, message: Opened) -> None:
     body.lost_len, body.alone = message.lost_len, message.alone
     for source, destination, slots in message.copies:
         body.copies.add(source=pack_blocks([source]), destination=pack_blocks([destination]), slots=slots)
+    for member_id, token_ids, score, finish in message.members:
+        added = body.members.add(sequence=member_id, token_ids=pack(token_ids), score=score)
+        added.finish = int(finish)  # type: ignore[assignment]
 
 
 def decode_copy(body: pb.CopyOrder) -> CopyOrder:
@@ -91,6 +95,16 @@ def decode_opened(body: pb.Opened) -> Opened:
         lost_len=body.lost_len,
         alone=body.alone,
         copies=tuple(map(decode_copy, few(body.copies, "copies"))),
+        members=tuple(map(decode_member, few(body.members, "members"))),
+    )
+
+
+def decode_member(body: pb.SearchMember) -> SearchMember:
+    return SearchMember(
+        sequence_id(body.sequence, "members.sequence"),
+        unpack_ids(body.token_ids, "members.token_ids"),
+        number(body.score, "members.score"),
+        member(FinishReason, body.finish, "members.finish"),
     )
 
 

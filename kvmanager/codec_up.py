@@ -25,6 +25,7 @@ from kvmanager.packing import (
     MAX_BLOCKS,
     exact,
     finite,
+    number,
     pack,
     pack_blocks,
     short,
@@ -56,6 +57,7 @@ def encode_open(body: pb.OpenOrAdopt, message: OpenOrAdopt) -> None:
     )
     body.prompt_len = message.prompt_len
     body.no_cache = message.no_cache
+    body.beam_width = message.beam_width
 
 
 def decode_open(body: pb.OpenOrAdopt) -> OpenOrAdopt:
@@ -76,6 +78,7 @@ def decode_open(body: pb.OpenOrAdopt) -> OpenOrAdopt:
         prompt_len=body.prompt_len,
         request_id=short(body.request_id, 128, "request_id"),
         no_cache=body.no_cache,
+        beam_width=within(body.beam_width, 0, 64, "beam_width"),
     )
 
 
@@ -85,6 +88,7 @@ def encode_entry(body: pb.CommitEntry, entry: CommitEntry) -> None:
     body.token_ids, body.blocks = pack(entry.token_ids), pack_blocks(entry.blocks)
     body.preempted, body.stop_token_id = entry.preempted, entry.stop_token_id
     body.copies_done = entry.copies_done
+    body.score = entry.score
     body.finish = int(entry.finish)  # type: ignore[assignment]  # the stub wants the enum's own int type
     if entry.fork is not None:
         encode_fork(body.fork, entry.fork)
@@ -104,6 +108,7 @@ def decode_entry(body: pb.CommitEntry) -> CommitEntry:
         stop_token_id=body.stop_token_id,
         copies_done=body.copies_done,
         fork=decode_fork(body.fork) if body.HasField("fork") else None,
+        score=number(body.score, "entries.score"),
     )
 
 
@@ -112,6 +117,7 @@ def encode_fork(body: pb.Fork, fork: Fork) -> None:
     body.group, body.index, body.request = fork.group, fork.index, fork.request
     body.max_tokens, body.priority, body.arrival_ns = fork.max_tokens, fork.priority, fork.arrival_ns
     body.tenant, body.request_id = fork.tenant, fork.request_id
+    body.beam, body.result = fork.beam, fork.result
 
 
 def decode_fork(body: pb.Fork) -> Fork:
@@ -127,6 +133,8 @@ def decode_fork(body: pb.Fork) -> Fork:
         arrival_ns=within(body.arrival_ns, 0, 2**63 - 1, "fork.arrival_ns"),
         tenant=exact(body.tenant, HASH_BYTES, "fork.tenant"),
         request_id=short(body.request_id, 128, "fork.request_id"),
+        beam=body.beam,
+        result=body.result,
     )
 
 

@@ -6,13 +6,13 @@
 KV of a token exists only once the token was recorded, and a sampled token needs the KV of all before it.
 """
 
-from kvmanager.blocks import GRANTED
-from kvmanager.errors import Conflict, Fenced, Invalid, KvError, NotFound
-from kvmanager.forks import Room, child_of, keep, keep_finished, without_row
-from kvmanager.layout import within
+from kvmanager.errors import Conflict, KvError, NotFound
+from kvmanager.forks import Room, ahead, child_of, judge_ahead, keep, keep_finished, without_row
+from kvmanager.judging import judge, judge_blocks, judge_copies, judge_kv, judge_tokens, require_float
+from kvmanager.layout import STORES_OF_A_RECORD, within
+from kvmanager.lost_searches import drop_members
 from kvmanager.messages import (
     Acked,
-    BlockRef,
     Commit,
     CommitEntry,
     FinishReason,
@@ -24,7 +24,8 @@ from kvmanager.messages import (
 from kvmanager.messages import Fenced as FencedMessage
 from kvmanager.orphans import orphan
 from kvmanager.parts import Parts
-from kvmanager.sequences import Sequence, SequenceState
+from kvmanager.searches import in_groups, reserve
+from kvmanager.sequences import Role, Sequence, SequenceState
 from kvmanager.sessions import Session
 
 NO_SEQUENCE = SequenceId(bytes(16))
@@ -35,109 +36,32 @@ def commit(parts: Parts, session: Session, message: Commit, now_ns: int) -> Acke
     """Apply each entry that holds; name the others. Invalid for more entries than one operation has room for."""
     forks = [entry for entry in message.entries if entry.fork is not None]
     stores = len(message.entries) + 2 * len(forks)  # of whole records
-    within("entries, a fork for three", stores, 0, 2 * parts.layout.num_records)
+    within("entries, a fork for three", stores, 0, STORES_OF_A_RECORD * parts.layout.num_records)
     room = Room.of(parts, message.entries) if forks else None
     refusals = []
-    for entry in message.entries:
-        try:
+    for entries in in_groups(parts, message.entries):
+        refusals += apply_group(parts, session, entries, room, now_ns)
+    return Acked(refusals=refusals)
+
+
+def apply_group(
+    parts: Parts, session: Session, entries: list[CommitEntry], room: Room | None, now_ns: int
+) -> list[Refusal]:
+    """One entry, or those of a search: all of them or, refused for want of room, none."""
+    done = 0
+    try:
+        if room is not None and len(entries) > 1:
+            reserve(parts, entries, room)
+        for entry in entries:
             if room is not None and entry.fork is not None:
                 fork_entry(parts, session, entry, room, now_ns)
             else:
                 apply_entry(parts, session, judge(parts, session, entry), entry, now_ns)
-        except KvError as error:
-            refusals.append(Refusal(entry.sequence, entry.epoch, error.code, error.message))
-    return Acked(refusals=refusals)
-
-
-# ------------------------------------------------------------------------------------------------- judging
-
-
-def judge(parts: Parts, session: Session, entry: CommitEntry) -> Sequence:
-    """The entry's sequence, if the whole entry holds. Nothing is changed."""
-    sequence = owned(parts, session, entry)
-    if entry.base_recorded != len(sequence.tokens) or entry.base_kv != sequence.kv_len:
-        raise Conflict(
-            f"base {entry.base_recorded} recorded, {entry.base_kv} valid; "
-            f"the record has {len(sequence.tokens)} and {sequence.kv_len}"
-        )
-    judge_tokens(parts, sequence, entry)
-    held = len(parts.rows.blocks[sequence.row]) if sequence.row >= 0 else 0
-    judge_blocks(parts, session, sequence, entry, held)
-    judge_copies(parts, sequence, entry)
-    if not entry.preempted:
-        judge_kv(parts, sequence, entry, held)
-    return sequence
-
-
-def owned(parts: Parts, session: Session, entry: CommitEntry) -> Sequence:
-    sequence = parts.sequences.by_id.get(entry.sequence)
-    if sequence is None:
-        raise NotFound("unknown sequence")
-    if sequence.owner != session.holder:
-        raise Fenced("this worker does not own the sequence")
-    if sequence.epoch != entry.epoch:
-        raise Fenced(f"epoch {entry.epoch}, the sequence is in epoch {sequence.epoch}")
-    if sequence.state == SequenceState.FINISHED:
-        raise Conflict("the sequence is finished")
-    if entry.preempted and entry.finish:
-        raise Invalid("an entry is preempted or finished, not both")
-    if sequence.state == SequenceState.PREEMPTED and not (
-        entry.finish and not entry.token_ids and not entry.blocks
-    ):
-        raise Conflict("the sequence is preempted: it can only be finished, or opened again")
-    return sequence
-
-
-def judge_tokens(parts: Parts, sequence: Sequence, entry: CommitEntry) -> None:
-    if entry.token_ids:
-        recorded = len(sequence.tokens) + len(entry.token_ids)
-        if recorded > sequence.token_capacity:
-            raise Invalid(f"{recorded} tokens, prompt and max_tokens are {sequence.token_capacity}")
-        if max(entry.token_ids) >= parts.spec.vocab_size or min(entry.token_ids) < 0:
-            raise Invalid(f"a token id is not within 0..{parts.spec.vocab_size - 1}")
-
-
-def judge_blocks(parts: Parts, session: Session, sequence: Sequence, entry: CommitEntry, held: int) -> None:
-    """`held`: blocks of the row so far."""
-    if not entry.blocks:
-        return
-    for ref in entry.blocks:
-        require_float(parts, session, ref)
-    if len(entry.blocks) > 1 and len({ref.id for ref in entry.blocks}) < len(entry.blocks):
-        raise Conflict("a block is named twice")
-    length, most = held + len(entry.blocks), sequence.token_capacity
-    if length > parts.blocks_of(most):
-        raise Invalid(f"{length} blocks for {most} tokens")
-
-
-def require_float(parts: Parts, session: Session, ref: BlockRef) -> None:
-    """Conflict unless the block is granted to the session in this generation."""
-    b, blocks = ref.id, parts.blocks
-    if not 0 <= b < blocks.num_blocks or blocks.state[b] != GRANTED or blocks.holder[b] != session.holder:
-        raise Conflict(f"block {b} is not in this session's float")
-    if blocks.generation[b] != ref.generation:
-        raise Conflict(f"block {b} is in generation {blocks.generation[b]}, not {ref.generation}")
-
-
-def judge_kv(parts: Parts, sequence: Sequence, entry: CommitEntry, held: int) -> None:
-    base, sampled = len(sequence.tokens), len(entry.token_ids)
-    least, most = (base, base + sampled - 1) if sampled else (sequence.kv_len, base)
-    if not least <= entry.kv_len <= most:
-        raise Invalid(f"kv_len {entry.kv_len} is not within {least}..{most}")
-    if sequence.state == SequenceState.OPEN:
-        slots = (held + len(entry.blocks)) * parts.block_size
-        if entry.kv_len > slots:
-            raise Invalid(f"kv_len {entry.kv_len} is over the row's {slots} slots")
-    elif entry.kv_len:
-        raise Invalid("a preempted sequence has no KV")
-
-
-def judge_copies(parts: Parts, sequence: Sequence, entry: CommitEntry) -> None:
-    """Nothing is computed on a tail whose begin is not copied yet."""
-    pending = parts.pending_copy(sequence) is not None
-    within("copies_done", entry.copies_done, 0, int(pending))
-    if pending and not entry.copies_done and not entry.preempted and entry.kv_len > sequence.kv_len:
-        raise Conflict("the sequence's copy order is not done")
+            done += 1
+    except KvError as error:
+        refused = entries[done:]
+        return [Refusal(one.sequence, one.epoch, error.code, error.message) for one in refused]
+    return []
 
 
 def fork_entry(parts: Parts, session: Session, entry: CommitEntry, room: Room, now_ns: int) -> None:
@@ -149,7 +73,10 @@ def fork_entry(parts: Parts, session: Session, entry: CommitEntry, room: Room, n
     judge_tokens(parts, child.sequence, entry)
     judge_blocks(parts, session, child.sequence, entry, held)
     judge_copies(parts, child.sequence, entry)
-    judge_kv(parts, child.sequence, entry, held)
+    if ahead(entry):
+        judge_ahead(parts, entry)
+    else:
+        judge_kv(parts, child.sequence, entry, held)
     room.take(entry.base_recorded, len(child.request))
     if ended:
         keep_finished(parts, child, entry, now_ns)
@@ -162,6 +89,9 @@ def fork_entry(parts: Parts, session: Session, entry: CommitEntry, room: Room, n
 
 
 def apply_entry(parts: Parts, session: Session, sequence: Sequence, entry: CommitEntry, now_ns: int) -> None:
+    if sequence.state == SequenceState.FINISHED:  # a hypothesis that is not among the best
+        parts.sequences.forget(sequence)
+        return
     if entry.blocks:
         take_blocks(parts, session, sequence, [ref.id for ref in entry.blocks])
     if entry.token_ids:
@@ -171,8 +101,9 @@ def apply_entry(parts: Parts, session: Session, sequence: Sequence, entry: Commi
     if not sequence.stepped and entry.kv_len > sequence.kv_len:
         prove_harmless(parts, sequence)
     if entry.preempted:
+        parked = sequence.role == Role.SEARCH and sequence.kv_len == len(sequence.tokens)
+        parts.preemptions += not parked  # its beams run
         parts.hold_row(sequence, SequenceState.PREEMPTED)
-        parts.preemptions += 1
     else:
         if entry.kv_len > sequence.kv_len:
             sequence.kv_len, sequence.moved_ns = entry.kv_len, now_ns
@@ -181,8 +112,18 @@ def apply_entry(parts: Parts, session: Session, sequence: Sequence, entry: Commi
     if entry.finish:
         sequence.stop_token_id = entry.stop_token_id
         finish(parts, sequence, entry.finish, now_ns)
-    if sequence.state == SequenceState.OPEN:
+    sequence.score = entry.score
+    store(parts, sequence)
+
+
+def store(parts: Parts, sequence: Sequence) -> None:
+    """What an entry has changed."""
+    if sequence.lost:
+        parts.sequences.forget(sequence)
+    elif sequence.state == SequenceState.OPEN:
         parts.sequences.put_lengths(sequence)
+        if sequence.role == Role.BEAM:
+            parts.sequences.put_score(sequence)
     else:
         parts.sequences.put(sequence)
 
@@ -218,7 +159,9 @@ def finish(parts: Parts, sequence: Sequence, reason: FinishReason, now_ns: int) 
         parts.hold_row(sequence, SequenceState.FINISHED)
     sequence.state, sequence.finish, sequence.finished_ns = SequenceState.FINISHED, reason, now_ns
     sequence.kv_len = kv_len
-    parts.sequences.finished.append(sequence)
+    parts.sequences.over(sequence)
+    if sequence.role == Role.SEARCH:
+        drop_members(parts, sequence, now_ns)
 
 
 # ------------------------------------------------------------------------------------------------- letting go
@@ -260,6 +203,8 @@ def release_row(parts: Parts, session: Session, ref: SequenceRef, now_ns: int) -
         running = sequence.state == SequenceState.OPEN and sequence.epoch == ref.epoch
         raise Conflict("the sequence still runs") if running else NotFound("the row is released already")
     parts.end_row(sequence, ref.epoch, now_ns)
+    if sequence.lost:
+        parts.sequences.forget(sequence)
 
 
 def fenced(parts: Parts, session: Session, message: FencedMessage, now_ns: int) -> Acked:

@@ -74,9 +74,11 @@ def compare_tables(live: Parts, rebuilt: Parts) -> Iterator[Finding]:
             yield Finding(
                 "sequence", f"record {slot}", f"{sequence_facts(a)} in memory, {sequence_facts(b)} stored"
             )
-    found = [(t.open.keys(), t.orphans.keys(), len(t.finished)) for t in (mine, true)]
+    found = [(t.open.keys(), t.orphans.keys(), len(t.finished), t.searches) for t in (mine, true)]
     if found[0] != found[1]:
-        yield Finding("sequence", "look-ups", "open, orphaned or finished ones differ from the records")
+        yield Finding(
+            "sequence", "look-ups", "open, orphaned or finished ones, or searches, differ from the records"
+        )
     for name in ("token_arena", "request_arena"):
         if getattr(mine, name).holes != getattr(true, name).holes:
             yield Finding("sequence", name, "its free extents are not those that the records leave")
@@ -101,6 +103,8 @@ def sequence_facts(s: Any) -> Any:
         s.finish,
         s.held_rows,
         s.copy,
+        s.role,
+        s.score,
         s.tip[:2] if s.row >= 0 else None,
     )
 

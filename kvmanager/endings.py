@@ -10,7 +10,7 @@ from kvmanager.commits import finish
 from kvmanager.messages import FinishReason, SequenceId
 from kvmanager.orphans import end_orphan, orphan
 from kvmanager.parts import Parts
-from kvmanager.sequences import Sequence, SequenceState
+from kvmanager.sequences import Role, Sequence, SequenceState
 from kvmanager.sessions import Session, SessionState
 
 MOST_DEATHS: Final = (
@@ -20,15 +20,21 @@ MOST_DEATHS: Final = (
 
 def lose(parts: Parts, session: Session, now_ns: int) -> list[SequenceId]:
     """Fence the session; its sequences that wait for another worker now."""
-    orphans = []
+    orphans, poisoned = [], set()
     for sequence in [s for s in parts.sequences.by_id.values() if s.owner == session.holder]:
-        if poisonous(sequence):
+        poison = poisonous(sequence)
+        if poison and sequence.role == Role.PLAIN:
             finish(parts, sequence, FinishReason.ERROR, now_ns)
+        elif poison:
+            poisoned.add(sequence.group)
         if sequence.state == SequenceState.FINISHED:
             disown(parts, sequence, now_ns)
         else:
             orphan(parts, sequence, now_ns, quarantine=True)
             orphans.append(sequence.id)
+    for search in [s for s in parts.sequences.orphans.values() if s.role == Role.SEARCH]:
+        if search.group in poisoned:
+            end(parts, search, FinishReason.ERROR, now_ns)
     parts.blocks.quarantine_float(session.holder)
     session.state, session.float_blocks, session.want = SessionState.LOST, 0, 0
     parts.sessions.put(session)
@@ -47,7 +53,10 @@ def disown(parts: Parts, sequence: Sequence, now_ns: int) -> None:
     for epoch in list(sequence.held_rows):
         parts.end_row(sequence, epoch, now_ns, quarantine=True)
     sequence.owner = 0
-    parts.sequences.put(sequence)
+    if sequence.lost:
+        parts.sequences.forget(sequence)
+    else:
+        parts.sequences.put(sequence)
 
 
 def bury(parts: Parts, session: Session) -> int:
@@ -59,13 +68,19 @@ def bury(parts: Parts, session: Session) -> int:
 
 
 def abandon(parts: Parts, before_ns: int, now_ns: int) -> int:
-    """End orphans that nobody has asked for since this time."""
-    old = [s for s in parts.sequences.orphans.values() if s.finished_ns < before_ns]
+    """End orphans that nobody has asked for since this time. Beams are their search's, and end with it."""
+    orphans = [s for s in parts.sequences.orphans.values() if s.role != Role.BEAM]
+    old = [s for s in orphans if s.finished_ns < before_ns]
     for sequence in old:
-        end_orphan(parts, sequence, now_ns)
-        finish(parts, sequence, FinishReason.CANCELLED, now_ns)
-        parts.sequences.put(sequence)
+        end(parts, sequence, FinishReason.CANCELLED, now_ns)
     return len(old)
+
+
+def end(parts: Parts, orphaned: Sequence, reason: FinishReason, now_ns: int) -> None:
+    """Nobody will go on with it."""
+    end_orphan(parts, orphaned, now_ns)
+    finish(parts, orphaned, reason, now_ns)
+    parts.sequences.put(orphaned)
 
 
 def expire(parts: Parts, before_ns: int) -> int:

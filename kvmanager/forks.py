@@ -5,6 +5,9 @@
                                                     ^ fresh: the worker copied the begun tail's slots into the first
 
 Nobody ever shares a tail: what a fork may write comes from its session's float, like any other block.
+
+A beam is told when it is chosen, one step ahead of its first write: its record has its token, and of its KV only the
+parent's whole blocks. The tail is copied before the next step, or computed again by an adopter.
 """
 
 from array import array
@@ -12,7 +15,7 @@ from collections.abc import Sequence as ListOf
 from dataclasses import dataclass
 from typing import NamedTuple, Self
 
-from kvmanager.admission import capacity_of, make_room, validate_terms
+from kvmanager.admission import validate_terms
 from kvmanager.blocks import SEALED
 from kvmanager.errors import Conflict, Invalid, NotFound, ResourceExhausted
 from kvmanager.errors import Fenced as NotOwned
@@ -20,7 +23,8 @@ from kvmanager.layout import within
 from kvmanager.messages import CommitEntry, FinishReason, Fork
 from kvmanager.parts import Parts
 from kvmanager.prefix import Tip
-from kvmanager.sequences import Sequence, SequenceState
+from kvmanager.room import capacity_of, make_room
+from kvmanager.sequences import Role, Sequence, SequenceState
 from kvmanager.sessions import Session
 
 MAX_FORK_BYTES = (
@@ -42,13 +46,16 @@ class Room:
 
     def take(self, tokens: int, request_bytes: int) -> None:
         """ResourceExhausted when this commit has no room for another fork of this size."""
+        self.check(tokens, request_bytes)
+        self.tokens, self.request_bytes = self.tokens - tokens, self.request_bytes - request_bytes
+
+    def check(self, tokens: int, request_bytes: int = 0) -> None:
         if tokens > self.tokens or request_bytes > self.request_bytes:
             raise ResourceExhausted(
                 "no room for another fork in this commit",
                 tokens=self.tokens,
                 request_bytes=self.request_bytes,
             )
-        self.tokens, self.request_bytes = self.tokens - tokens, self.request_bytes - request_bytes
 
 
 class Child(NamedTuple):
@@ -62,6 +69,19 @@ class Child(NamedTuple):
 def without_row(entry: CommitEntry) -> bool:
     """A fork that ended before it wrote a slot: its record is made finished."""
     return bool(entry.finish) and not entry.blocks and entry.kv_len == entry.base_kv
+
+
+def ahead(entry: CommitEntry) -> bool:
+    """A beam that begins: it has been chosen and has written nothing."""
+    return entry.fork is not None and entry.fork.beam and not entry.finish
+
+
+def judge_ahead(parts: Parts, entry: CommitEntry) -> None:
+    """Invalid unless the entry brings one token, no block, and KV that ends with a block."""
+    within("tokens of a beam that begins", len(entry.token_ids), 1, 1)
+    within("blocks of a beam that begins", len(entry.blocks), 0, 0)
+    within("kv_len", entry.kv_len, entry.base_kv, entry.base_kv)
+    within("base_kv within a block", entry.base_kv % parts.block_size, 0, 0)
 
 
 def child_of(parts: Parts, session: Session, entry: CommitEntry, fork: Fork, now_ns: int) -> Child:
@@ -89,6 +109,8 @@ def child_of(parts: Parts, session: Session, entry: CommitEntry, fork: Fork, now
         bypass_prefix=False,
         private=parent.private,
         prompt_len=parent.prompt_len,
+        role=Role.BEAM if fork.beam else Role.PLAIN,
+        score=entry.score,
         tokens=parent.tokens[: entry.base_recorded],
         owner=session.holder,
         kv_len=entry.base_kv,
@@ -111,6 +133,10 @@ def parent_of(parts: Parts, session: Session, entry: CommitEntry, fork: Fork) ->
         raise Invalid("a fork has its parent's tenant", field="tenant")
     within("base_recorded", entry.base_recorded, parent.prompt_len, parent.recorded_len)
     within("base_kv", entry.base_kv, 0, entry.base_recorded)
+    if (fork.beam or fork.result) and fork.group not in parts.sequences.searches:
+        raise Conflict("the group has no search")
+    if fork.result and not without_row(entry):
+        raise Invalid("what a search gave is finished, and has no row")
     return parent
 
 
@@ -150,4 +176,5 @@ def keep_finished(parts: Parts, child: Child, entry: CommitEntry, now_ns: int) -
     sequence.tokens.extend(array("I", entry.token_ids))
     sequence.state, sequence.finish = SequenceState.FINISHED, FinishReason(entry.finish)
     sequence.stop_token_id, sequence.finished_ns = entry.stop_token_id, now_ns
-    make_room(parts, sequence, child.request, sequence.token_capacity)
+    capacity = len(sequence.tokens) if sequence.role == Role.BEAM else sequence.token_capacity
+    make_room(parts, sequence, child.request, capacity)

@@ -14,7 +14,7 @@ from kvmanager.blocks import FREE, GRANTED, QUARANTINED, SEALED, TAIL, BlockStat
 from kvmanager.layout import Buffer, MetaLayout, MetaView
 from kvmanager.prefix import Hash, KeyChain, sha256
 from kvmanager.records import MAX_REQUEST_ID_BYTES
-from kvmanager.sequences import SequenceState
+from kvmanager.sequences import Role, SequenceState
 from kvmanager.sessions import SessionState
 
 
@@ -111,6 +111,8 @@ def record_faults(layout: MetaLayout, view: MetaView, record: Any) -> Iterator[s
         yield f"unknown state {state}"
     if int(record["finish"]) not in (range(1, 6) if state == SequenceState.FINISHED else (0,)):
         yield f"finish reason {record['finish']} in state {state}"
+    if int(record["role"]) not in list(Role) or not np.isfinite(record["score"]):
+        yield f"role {record['role']} or score {record['score']}"
     if not 0 < int(record["prompt_len"]) <= recorded <= int(record["token_capacity"]):
         lengths = f"prompt_len {record['prompt_len']}, recorded_len {recorded}"
         yield f"{lengths}, capacity {record['token_capacity']} are out of order"

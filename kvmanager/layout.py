@@ -35,6 +35,7 @@ from kvmanager.records import (
 )
 
 LAYOUT_VERSION: Final = 1
+STORES_OF_A_RECORD: Final = 3  # in one operation: a search of all places begins, ends and keeps beams at once
 MAX_POOL_BLOCKS: Final = 2**28  # of a pool
 Buffer = bytes | bytearray | memoryview | mmap
 ITEMSIZE: Final = {"float32": 4, "bfloat16": 2, "float16": 2, "float8_e4m3": 1}
@@ -186,7 +187,7 @@ class MetaLayout:
     def redo_bytes(self) -> int:
         """Room for any one operation: each block sealed, granted and put in a row, each token and record written."""
         per_block = 2 * (BLOCK.itemsize + 12) + 20 * self.block_size + 64
-        per_record = 2 * (SEQUENCE.itemsize + ROW.itemsize) + 256
+        per_record = STORES_OF_A_RECORD * (SEQUENCE.itemsize + ROW.itemsize + 128)
         return 2**18 + self.num_blocks * per_block + self.num_records * per_record
 
     def header(self) -> bytes:

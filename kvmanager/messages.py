@@ -85,6 +85,7 @@ class OpenOrAdopt:
     request_id: str = ""
     prompt_len: int = 0
     no_cache: bool = False
+    beam_width: int = 0  # of a search
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,6 +100,8 @@ class Fork:
     arrival_ns: int
     tenant: bytes
     request_id: str = ""
+    beam: bool = False
+    result: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,6 +118,7 @@ class CommitEntry:
     stop_token_id: int = 0
     copies_done: int = 0
     fork: Fork | None = None
+    score: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -184,6 +188,15 @@ class Granted:
     blocks: Sequence[BlockRef]
 
 
+class SearchMember(NamedTuple):
+    """A beam, or a hypothesis, which has a finish."""
+
+    sequence: SequenceId
+    token_ids: Sequence[int]  # behind the prompt
+    score: float  # log-probability
+    finish: FinishReason = FinishReason.NONE
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Opened:
     sequence: SequenceId
@@ -197,6 +210,7 @@ class Opened:
     lost_len: int = 0
     alone: bool = False
     copies: Sequence[CopyOrder] = ()
+    members: Sequence[SearchMember] = ()  # of a beam search whose beams run; it has no row then
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,12 +9,15 @@ proof is there, or the former owner said that it stopped, the adopter goes on in
 
 from kvmanager.messages import Wait
 from kvmanager.parts import Parts
-from kvmanager.sequences import Copy, Sequence, SequenceState
+from kvmanager.sequences import Copy, Role, Sequence, SequenceState
 from kvmanager.sessions import Session
 
 
 def orphan(parts: Parts, sequence: Sequence, now_ns: int, *, quarantine: bool) -> None:
-    """The sequence has no worker any more. `quarantine`: its former one may still write."""
+    """The sequence has no worker any more. `quarantine`: its former one may still write. A search whose beams run
+    needs no row, and has one for a moment only."""
+    if sequence.role == Role.SEARCH and sequence.row >= 0 and sequence.kv_len == sequence.recorded_len:
+        parts.hold_row(sequence, SequenceState.PREEMPTED)
     for epoch in list(sequence.held_rows):
         parts.end_row(sequence, epoch, now_ns, quarantine=quarantine)
     if sequence.state == SequenceState.OPEN:

@@ -76,6 +76,12 @@ def within(value: int, least: int, most: int, field: str) -> int:
     return value
 
 
+def number(value: float, field: str) -> float:
+    if not math.isfinite(value):
+        raise Invalid(f"{field}: {value}, expected a finite number", field=field)
+    return value
+
+
 def finite(value: float, field: str) -> float:
     if not (math.isfinite(value) and value >= 0):
         raise Invalid(f"{field}: {value}, expected a finite number from 0", field=field)

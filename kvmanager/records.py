@@ -7,7 +7,7 @@ from typing import Final
 
 import numpy as np
 
-METADATA_VERSION: Final = 1
+METADATA_VERSION: Final = 2
 MAGIC: Final = b"HFKVMETA"
 HEADER_BYTES: Final = 4096
 MAX_SESSIONS: Final = 64
@@ -112,6 +112,9 @@ SEQUENCE: Final = np.dtype(
         ("group", "V16"),
         ("tenant", "V32"),
         ("request_id", f"V{MAX_REQUEST_ID_BYTES}"),
+        ("score", "<f8"),  # of a beam, a finished hypothesis, or an index that a search gave
+        ("role", "<u4"),  # sequences.Role
+        ("width", "<u4"),  # of a search: its beams
     ]
 )
 

@@ -11,7 +11,7 @@ from kvmanager.layout import Buffer, MetaLayout, MetaView
 from kvmanager.messages import FinishReason, SequenceId, SessionId
 from kvmanager.parts import Parts
 from kvmanager.prefix import Hash
-from kvmanager.sequences import Copy, Sequence, SequenceState
+from kvmanager.sequences import Copy, Role, Sequence, SequenceState
 from kvmanager.sessions import Session, SessionState
 from kvmanager.store import Store
 
@@ -23,6 +23,7 @@ NUMBERS: Final = (  # the fields that a Sequence has by the same name
     "cached_len",
     "prompt_len",
     "max_tokens",
+    "width",
     "priority",
     "stop_token_id",
     "request_bytes",
@@ -100,6 +101,8 @@ def sequence_of(record: Any, view: MetaView, slot: int) -> Sequence:
         finish=FinishReason(int(record["finish"])),
         row=int(record["row"]) - 1,
         copy=copy_of(record),
+        role=Role(int(record["role"])),
+        score=float(record["score"]),
         **numbers,
     )
 

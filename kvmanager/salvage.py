@@ -17,7 +17,7 @@ from kvmanager.layout import Buffer, MetaLayout, MetaView
 from kvmanager.parts import Parts
 from kvmanager.records import MAX_REQUEST_BYTES
 from kvmanager.recover import sequence_of
-from kvmanager.sequences import Sequence, SequenceState
+from kvmanager.sequences import Role, Sequence, SequenceState
 
 MOST_EPOCHS = 2**63  # of a record that holds
 
@@ -45,9 +45,14 @@ class Salvage(NamedTuple):
 
 
 def salvage(buffer: Buffer, layout: MetaLayout, now_ns: int) -> Salvage:
-    """Every record that holds; finished ones first, in the order in which they finished."""
+    """Every record that holds; finished ones first, in the order in which they finished. Beams are left: without KV a
+    search begins anew from its prompt, and gives the same."""
     view = layout.view(buffer)
-    used = view.sequences["state"].nonzero()[0].tolist()
+    used = [
+        slot
+        for slot in view.sequences["state"].nonzero()[0].tolist()
+        if int(view.sequences[slot]["role"]) != Role.BEAM
+    ]
     good = [slot for slot in used if not any(faults(layout, view, view.sequences[slot]))]
     kept = set(good) - set(contradictory(view, good))
     carried = [carry_over(view, slot, now_ns) for slot in kept]

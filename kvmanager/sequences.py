@@ -19,11 +19,14 @@ from kvmanager.prefix import Tip
 from kvmanager.records import MAX_REQUEST_ID_BYTES, SEQUENCE
 from kvmanager.store import Store
 
-RECORD = struct.Struct(f"<BBBBIIIQIIIIIiIIQQQQQQIIII16s16s32s{MAX_REQUEST_ID_BYTES}s")
+RECORD = struct.Struct(f"<BBBBIIIQIIIIIiIIQQQQQQIIII16s16s32s{MAX_REQUEST_ID_BYTES}sdII")
 LENGTHS = struct.Struct("<II")  # recorded_len, kv_len
 LENGTHS_AT = 8
 COPY = struct.Struct("<III")  # source, destination, slots
 COPY_AT = 104
+SCORE = struct.Struct("<d")
+SCORE_AT = RECORD.size - SCORE.size - 8
+BY_ITSELF = (FinishReason.STOP, FinishReason.EOS, FinishReason.LENGTH)
 
 
 class SequenceState(IntEnum):
@@ -45,6 +48,14 @@ class Copy(NamedTuple):
 NO_COPY = Copy(0, 0, 0)
 
 
+class Role(IntEnum):
+    """What a record is to a beam search."""
+
+    PLAIN = 0
+    SEARCH = 1  # the request's own record: parked, without a row, while its beams run
+    BEAM = 2  # made by the worker; its record lives no longer than the search needs it
+
+
 @dataclass(slots=True, kw_only=True)
 class Sequence:
     """One record and what is derived from it."""
@@ -62,6 +73,9 @@ class Sequence:
     bypass_prefix: bool
     prompt_len: int
     tokens: "array[int]"
+    role: Role = Role.PLAIN
+    width: int = 0  # of a search: its beams
+    score: float = 0.0
     slot: int = -1
     state: SequenceState = SequenceState.OPEN
     finish: FinishReason = FinishReason.NONE
@@ -92,6 +106,17 @@ class Sequence:
     def recorded_len(self) -> int:
         return len(self.tokens)
 
+    @property
+    def hypothesis(self) -> bool:
+        """A beam that ended by itself: it may be among the best, and stays until the search drops it."""
+        return self.role == Role.BEAM and self.finish in BY_ITSELF
+
+    @property
+    def lost(self) -> bool:
+        """A beam that nobody needs any more, and whose blocks are back: its record goes at once."""
+        over = self.role == Role.BEAM and self.state == SequenceState.FINISHED
+        return over and not self.held_rows and self.finish not in BY_ITSELF
+
 
 class SequenceTable:
     """All sequence records of a pool."""
@@ -103,7 +128,8 @@ class SequenceTable:
         self.by_id: dict[SequenceId, Sequence] = {}
         self.open: dict[int, Sequence] = {}  # by record
         self.orphans: dict[int, Sequence] = {}  # by record
-        self.finished: deque[Sequence] = deque()  # oldest first
+        self.finished: deque[Sequence] = deque()  # oldest first; beams are not among them
+        self.searches: dict[bytes, int] = {}  # groups whose search is not over: beams
         self.token_arena = Arena(layout.arena_tokens)
         self.request_arena = Arena(layout.request_bytes)
 
@@ -134,8 +160,17 @@ class SequenceTable:
             self.open[sequence.slot] = sequence
         elif sequence.state == SequenceState.ORPHANED:
             self.orphans[sequence.slot] = sequence
-        elif sequence.state == SequenceState.FINISHED:
+        elif sequence.state == SequenceState.FINISHED and sequence.role != Role.BEAM:
             self.finished.append(sequence)
+        if sequence.role == Role.SEARCH and sequence.state != SequenceState.FINISHED:
+            self.searches[sequence.group] = sequence.width
+
+    def over(self, sequence: Sequence) -> None:
+        """It has become finished."""
+        if sequence.role != Role.BEAM:
+            self.finished.append(sequence)
+        if sequence.role == Role.SEARCH:
+            self.searches.pop(sequence.group, None)
 
     def append(self, sequence: Sequence, token_ids: ListOf[int]) -> None:
         """Record new tokens; `put_lengths` or `put` follows."""
@@ -154,7 +189,8 @@ class SequenceTable:
         self.slots[sequence.slot] = None
         self.unused.append(sequence.slot)
         del self.by_id[sequence.id]
-        self.finished.remove(sequence)
+        if sequence.role != Role.BEAM:
+            self.finished.remove(sequence)
         self.token_arena.give(sequence.token_offset, sequence.token_capacity)
         self.request_arena.give(sequence.request_offset, sequence.request_bytes)
         self._store.put(self._layout.sequences_at + sequence.slot * SEQUENCE.itemsize, bytes(8))
@@ -167,6 +203,11 @@ class SequenceTable:
         at = self._layout.sequences_at + s.slot * SEQUENCE.itemsize + COPY_AT
         self._store.put(at, COPY.pack(*(s.copy or NO_COPY)))
 
+    def put_score(self, s: Sequence) -> None:
+        self._store.put(
+            self._layout.sequences_at + s.slot * SEQUENCE.itemsize + SCORE_AT, SCORE.pack(s.score)
+        )
+
     def put(self, s: Sequence) -> None:
         """Store the whole record."""
         request_id = s.request_id.encode()
@@ -176,7 +217,8 @@ class SequenceTable:
         ids = s.id, s.group, s.tenant, request_id
         state = s.state, s.finish, s.bypass_prefix, s.deaths, s.index, len(s.tokens), s.kv_len
         copy = *(s.copy or NO_COPY), len(request_id)
-        record = RECORD.pack(*state, s.epoch, s.owner, s.row + 1, *numbers, *extents, *times, *copy, *ids)
+        head = *state, s.epoch, s.owner, s.row + 1, *numbers, *extents, *times, *copy
+        record = RECORD.pack(*head, *ids, s.score, s.role, s.width)
         self._store.put(self._layout.sequences_at + s.slot * SEQUENCE.itemsize, record)
 
     def _put_tokens(self, sequence: Sequence, start: int, token_ids: ListOf[int]) -> None:

@@ -78,6 +78,7 @@ class View:
             prompt_len=record.prompt_len,
             finish=int(record.finish),  # type: ignore[arg-type]
             stop_token_id=record.stop_token_id,
+            score=record.score,
         )
         setattr(reply, "from", start)
         return reply

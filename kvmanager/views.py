@@ -7,7 +7,7 @@ from kvmanager.blocks import GRANTED, SEALED, BlockState
 from kvmanager.errors import Conflict, NotFound
 from kvmanager.messages import FinishReason, Holding, Holdings, SequenceId, SessionId
 from kvmanager.parts import Parts
-from kvmanager.sequences import Sequence, SequenceState
+from kvmanager.sequences import Role, Sequence, SequenceState
 from kvmanager.sessions import Session, SessionState
 
 SECOND = 1e-9
@@ -92,6 +92,7 @@ class RecordView:
     prompt_len: int
     finish: FinishReason
     stop_token_id: int
+    score: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,7 +110,8 @@ class FoundView:
 
 
 def find_request(parts: Parts, request_id: str, tenant: bytes) -> list[FoundView]:
-    own = [s for s in parts.sequences.by_id.values() if (s.request_id, s.tenant) == (request_id, tenant)]
+    records = [s for s in parts.sequences.by_id.values() if s.role != Role.BEAM]  # those are the worker's own
+    own = [s for s in records if (s.request_id, s.tenant) == (request_id, tenant)]
     if not own:
         return []
     latest = max(own, key=lambda s: (s.arrival_ns, s.opened_ns)).group
@@ -259,6 +261,7 @@ def read_record(parts: Parts, sequence: SequenceId, from_: int) -> RecordView:
         prompt_len=s.prompt_len,
         finish=s.finish,
         stop_token_id=s.stop_token_id,
+        score=s.score,
     )
 
 

@@ -4,8 +4,8 @@
     device   ……… step n ……………………… │ ………………………… step n+1 ………………………………………………………………… │ step n+2
 
 Steps whose rows all have one token replay a graph; others are launched kernel by kernel. Nothing waits for the device
-but one event a step. A row whose wishes the device does not know (penalties, bias, bans, log-probabilities, forks) is
-drawn by the host, within `launch`: the scheduler plans nothing ahead of it.
+but one event a step. A row whose wishes the device does not know (penalties, bias, bans, log-probabilities, forks,
+beams) is drawn by the host, within `launch`: the scheduler plans nothing ahead of it.
 """
 
 from collections.abc import Callable, Sequence
@@ -168,7 +168,7 @@ class GpuRunner:
 
 
 def drawn_by_host(row: StepRow) -> bool:
-    drawn = bool(row.logprobs or row.forks) or touched(row)
+    drawn = bool(row.logprobs or row.forks or row.candidates) or touched(row)
     return bool(row.prompt_logprobs) or (row.sample and drawn)
 
 

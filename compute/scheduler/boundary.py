@@ -31,6 +31,7 @@ class Boundary:
                 kv_len=0 if preempted else sequence.kv_len,
                 preempted=preempted,
                 finish=finish,
+                score=sequence.score,
             )
         )
 

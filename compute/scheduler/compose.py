@@ -71,11 +71,13 @@ def compose(
     for sequence in running:
         if sequence.ends_by_length(limits.max_model_len):
             continue
-        if sequence.remaining == 1:
+        if sequence.tail is not None:
+            add_beam(batch, sequence, blocks)
+        elif sequence.remaining == 1:
             add_decode(batch, sequence, blocks, limits.block_size)
-        else:
+        elif sequence.remaining > 1:  # 0: a beam that waits for the others
             prefills.append(sequence)
-    for lead in running if places else ():
+    for lead in running if places > 0 else ():
         if lead.followers:
             add_forks(batch, lead, blocks, limits.block_size, places)
     offer = Offer(blocks, reserve if batch.rows else 0, limits.block_size)
@@ -118,6 +120,20 @@ def add_forks(batch: Batch, lead: Sequence, blocks: Float, block_size: int, plac
         batch.add(member, taken, member.launched_len + 1)
 
 
+def add_beam(batch: Batch, beam: Sequence, blocks: Float) -> None:
+    """Adds the first row of a beam that begins within a block: its tail is copied before the step."""
+    taken = blocks.take(1)
+    if not taken:
+        batch.left_out.append(beam)
+        batch.short += 1
+        return
+    assert beam.tail is not None
+    batch.copies.append(CopyOrder(beam.tail.source, taken[0].id, beam.tail.slots))
+    beam.block_ids.append(taken[0].id)
+    beam.launched_len, beam.tail = len(beam.tokens) - 1, None
+    batch.add(beam, taken, len(beam.tokens))
+
+
 def add_chunk(batch: Batch, sequence: Sequence, offer: Offer, budget: int) -> int:
     """Adds up to `budget` tokens of a prefill, fewer where blocks are short; how many it added."""
     start = sequence.launched_len
@@ -154,5 +170,6 @@ def make_row(sequence: Sequence, end: int) -> StepRow:
         banned=sequence.banned() if last else frozenset(),
         logprobs=request.logprobs,
         prompt_logprobs=request.prompt_logprobs if sequence.wants_prompt_logprobs else 0,
+        candidates=sequence.search.candidates if sequence.search is not None and last else 0,
         forks=[member.first_draw for member in sequence.drawing] if sequence.drawing else (),
     )

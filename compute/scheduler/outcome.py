@@ -27,6 +27,7 @@ class TokenEvent:
     cached_tokens: int = 0
     queue_seconds: float = 0.0
     stalled_seconds: float = 0.0
+    score: float | None = None  # of an index that a beam search gave
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,7 +46,7 @@ class HandedOver:
     """A sequence that this worker has stopped and dropped; its gateway hears so once that is recorded."""
 
     ref: SequenceRef
-    rejection: Rejection
+    rejections: Sequence[Rejection]  # of a search, one an index
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

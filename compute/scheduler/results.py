@@ -1,7 +1,7 @@
 """From what one row gave to what is said about it: the entry of the commit and the event for the gateway."""
 
 from compute.plan import RowResult, StepRow
-from compute.scheduler.outcome import TokenEvent
+from compute.scheduler.outcome import Ended, TokenEvent
 from compute.scheduler.sequence import Sequence
 from kvmanager.messages import BlockRef, CommitEntry, FinishReason, Fork
 
@@ -111,4 +111,20 @@ def last_event(sequence: Sequence, finish: FinishReason) -> TokenEvent:
         cached_tokens=sequence.cached_len,
         queue_seconds=sequence.queue_seconds,
         stalled_seconds=sequence.stalled_ns / 1e9,
+    )
+
+
+def ended_line(sequence: Sequence, reason: str, error: str = "") -> Ended:
+    """For the log."""
+    first, began, arrival = sequence.first_token_ns, sequence.first_step_ns, sequence.request.arrival_ns
+    return Ended(
+        request=sequence.request,
+        reason=reason,
+        output_tokens=sequence.num_output,
+        cached_tokens=sequence.cached_len,
+        preemptions=sequence.preemptions,
+        queue_s=None if began is None else sequence.queue_seconds,
+        ttft_s=None if first is None else (first - arrival) / 1e9,
+        decode_s=None if first is None else (sequence.last_token_ns - first) / 1e9,
+        error=error,
     )

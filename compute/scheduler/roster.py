@@ -8,13 +8,15 @@ Whoever leaves does so with exactly one terminal event or rejection, and with it
 """
 
 from bisect import insort
+from functools import partial
 from operator import attrgetter
 
 from compute.request import Request
 from compute.scheduler.boundary import Boundary
 from compute.scheduler.groups import Groups
 from compute.scheduler.outcome import HandedOver, Outcome, Rejection
-from compute.scheduler.results import last_event
+from compute.scheduler.results import ended_line, last_event
+from compute.scheduler.search import Search
 from compute.scheduler.sequence import Phase, Sequence
 from compute.scheduler.waiting import Waiting
 from kvmanager.errors import KvError, Unavailable
@@ -31,25 +33,41 @@ class Roster:
         self.running: list[Sequence] = []  # in order (priority, arrival)
         self.groups = Groups()
         self.forking: dict[SequenceId, Sequence] = {}  # told to the daemon, which has not answered yet
+        self.searches: list[Search] = []
         self.said = Boundary()
         self._serial = 0
+        self._left = self._left_whole = 0  # requests that are gone; whose rows are, too
 
     # -------------------------------------------------------------------------------------- places
 
     def admit(self, request: Request, eos_ids: frozenset[int]) -> None:
-        self._serial += 1
-        sequence = Sequence(request, self._serial, eos_ids)
+        sequence = Sequence(request, self.next_serial(), eos_ids)
         self.live[request.sequence] = sequence
-        if not self.groups.join(sequence):
+        if request.beams is not None:
+            sequence.search = Search(sequence)
+            self.searches.append(sequence.search)
+            self.waiting.add(sequence)
+        elif not self.groups.join(sequence):
             self.waiting.add(sequence)
 
-    def open_next(self, now_ns: int) -> OpenOrAdopt | None:
-        """Asks for the row of the sequence whose turn it is."""
-        sequence = self.waiting.next(now_ns)
+    def next_serial(self) -> int:
+        """Later than all before; no two sequences share one."""
+        self._serial += 1
+        return self._serial
+
+    @property
+    def places(self) -> int:
+        """That rows take, and those kept for the beams of searches that have begun."""
+        return self.opening + len(self.running) + sum(map(kept_places, self.searches))
+
+    def open_next(self, now_ns: int, most: int) -> OpenOrAdopt | None:
+        """Asks for the row of the sequence whose turn it is, if with its places they are at most `most`."""
+        sequence = self.waiting.next(now_ns, partial(self.fits, most=most))
         if sequence is None:
             return None
         self.waiting.remove(sequence)
         sequence.phase = Phase.OPENING
+        sequence.asked = self._left_whole
         self.opening += 1
         return sequence.open_order()
 
@@ -73,6 +91,34 @@ class Roster:
         self.groups.drop(sequence)
         self.run(sequence)
 
+    def fits(self, sequence: Sequence, most: int) -> bool:
+        needed = needed_places(sequence)
+        return not needed or self.places + needed <= most
+
+    def retry_ns(self, most: int) -> int | None:
+        """When a row that was refused may be asked for again, if there are places for it."""
+        return self.waiting.next_retry_ns(partial(self.fits, most=most))
+
+    def join(self, beam: Sequence) -> None:
+        """A new beam, which begins with a row."""
+        self.live[beam.request.sequence] = beam
+        self.run(beam)
+
+    def wait_for(self, beam: Sequence) -> None:
+        """Another worker's beam, whose row is to be asked for."""
+        self.live[beam.request.sequence] = beam
+        self.waiting.add(beam)
+
+    def vanish(self, sequence: Sequence) -> None:
+        """It is in no place any more; what there is to say of it is said by others."""
+        if sequence.phase is Phase.RUNNING:
+            self.running.remove(sequence)
+        elif sequence.phase is Phase.WAITING:
+            self.waiting.remove(sequence)
+        self.waiting.settled(sequence)
+        sequence.phase = Phase.ENDED
+        self.live.pop(sequence.request.sequence, None)
+
     def told(self, sequence: Sequence) -> None:
         """Its first entry is in this boundary's commit."""
         sequence.drawn, sequence.recorded = None, True
@@ -94,8 +140,14 @@ class Roster:
             self.waiting.add(heir)
 
     def others_recorded(self, sequence: Sequence) -> bool:
-        """Whether the daemon holds a record of any other live sequence."""
-        return any(other.recorded for other in self.live.values() if other is not sequence)
+        """Whether the daemon held a record of any other request when it answered."""
+        if self._left > sequence.asked:
+            return True
+        own = sequence.search
+        return any(
+            other.recorded and other is not sequence and (own is None or other.search is not own)
+            for other in self.live.values()
+        )
 
     # ---------------------------------------------------------------------------------------- ends
 
@@ -128,12 +180,11 @@ class Roster:
     def hand_over(self, sequence: Sequence) -> None:
         """Another worker goes on with it, from its record."""
         error = Unavailable("this worker hands over; submit it to another")
-        rejection = rejection_of(sequence.request, error)
         self._leave(sequence, "handed over")
-        self.said.handed_over.append(HandedOver(sequence.ref, rejection))
+        self.said.handed_over.append(HandedOver(sequence.ref, rejections_of(sequence.request, error)))
 
     def reject(self, request: Request, error: KvError, code: int | None = None) -> None:
-        self.said.rejections.append(rejection_of(request, error, code))
+        self.said.rejections += rejections_of(request, error, code)
 
     def entry_refused(self, entry: CommitEntry, refusal: Refusal) -> None:
         """The record stands where the first refused entry began, and that entry's blocks are still float."""
@@ -185,13 +236,21 @@ class Roster:
         sequence.phase = Phase.ENDED
         del self.live[sequence.request.sequence]
         self._part(sequence)
-        self.said.ended.append(sequence.ended(reason, error))
+        self.gone(sequence, reason, error)
+
+    def gone(self, sequence: Sequence, reason: str, error: str = "") -> None:
+        """A request has left, and its line is written."""
+        self._left += 1
+        self.said.ended.append(ended_line(sequence, reason, error))
 
     # ------------------------------------------------------------------------------------ boundary
 
-    def take(self, step: int) -> Outcome:
-        """What this boundary says. Preempted sequences may be opened again, or ended, from now on."""
+    def take(self, step: int, released: bool) -> Outcome:
+        """What this boundary says. Preempted sequences may be opened again, or ended, from now on. `released`: no row
+        waits for a step on its way."""
         outcome = self.said.take(step)
+        if released:
+            self._left_whole = self._left
         if outcome.commit is not None:
             for sequence in [one for one in self.waiting if one.settling]:
                 sequence.settling = False
@@ -200,11 +259,29 @@ class Roster:
         return outcome
 
 
-def rejection_of(request: Request, error: KvError, code: int | None = None) -> Rejection:
-    return Rejection(
-        sequence=request.sequence,
-        client=request.client,
-        code=error.code if code is None else code,
-        message=error.message,
-        details=error.details,
-    )
+def rejections_of(request: Request, error: KvError, code: int | None = None) -> list[Rejection]:
+    """Of a search, every index."""
+    return [
+        Rejection(
+            sequence=sequence,
+            client=request.client,
+            code=error.code if code is None else code,
+            message=error.message,
+            details=error.details,
+        )
+        for sequence in request.indexes
+    ]
+
+
+def needed_places(sequence: Sequence) -> int:
+    """Those of a search are taken when it begins, and kept for all of its beams."""
+    search = sequence.search
+    if search is None:
+        return 1
+    return 0 if search.beams else search.width
+
+
+def kept_places(search: Search) -> int:
+    """Places of a search that has begun beyond those that its members have."""
+    have = sum(one.phase in (Phase.OPENING, Phase.RUNNING) for one in {*search.beams, search.request})
+    return max(0, search.width - have) if have or search.beams else 0

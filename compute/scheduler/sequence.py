@@ -6,12 +6,17 @@ on its way: of steps launched and not done; `ahead`: tokens that those steps dra
 remaining == 1: the next step decodes it; more: a prefill chunk (prompt, or everything again after a preemption)
 """
 
+from collections.abc import Sequence as ListLike
 from enum import Enum
+from typing import TYPE_CHECKING
 
 from compute.plan import CopyOrder, Draw, Logprob, RowResult, StepRow
 from compute.request import Request
-from compute.scheduler.outcome import Ended
+from compute.scheduler.beam import Computed, Tail
 from kvmanager.messages import FinishReason, Opened, OpenKind, OpenOrAdopt, SequenceRef
+
+if TYPE_CHECKING:
+    from compute.scheduler.search import Search
 
 OrderKey = tuple[int, int, int]
 
@@ -21,6 +26,7 @@ class Phase(Enum):
     OPENING = "opening"  # OpenOrAdopt is on its way
     RUNNING = "running"  # has a row
     FOLLOWING = "following"  # another computes its prompt
+    SEARCHING = "searching"  # its beams run
     ENDED = "ended"
 
 
@@ -31,9 +37,12 @@ class Sequence:
         "adopted",
         "ahead",
         "alone",
+        "asked",
         "block_ids",
         "cached_len",
         "canceled",
+        "candidates",
+        "computed",
         "copied",
         "drawing",
         "drawn",
@@ -48,6 +57,7 @@ class Sequence:
         "last_token_ns",
         "launched_len",
         "lead",
+        "logprobs",
         "parent",
         "phase",
         "preemptions",
@@ -55,9 +65,12 @@ class Sequence:
         "prompt_logprobs",
         "recorded",
         "request",
+        "score",
+        "search",
         "settling",
         "stalled_ns",
         "stalled_since_ns",
+        "tail",
         "tokens",
         "uncopied",
     )
@@ -70,6 +83,7 @@ class Sequence:
         self.forbidden = eos_ids | request.stop.stop_token_ids  # before min_tokens
         self.phase = Phase.WAITING
         self.recorded = False  # the daemon has a record of it
+        self.asked = 0  # requests that had left, with their rows, when its own was asked for
         self.settling = False  # its `preempted` entry has not been sent yet
         self.canceled: FinishReason | None = None  # while OPENING: how to end it once it is open
         self.adopted = False  # another worker began it, and its first step here is to come
@@ -93,6 +107,12 @@ class Sequence:
         self.parent: SequenceRef | None = None  # forked from it
         self.drawn: RowResult | None = None  # the first token, drawn by the lead's row and told to nobody
         self.last = FinishReason.NONE  # if that ends the sequence
+        self.search: Search | None = None  # that it is a beam of, or the request of
+        self.score = 0.0  # of a beam: log-probability of its output
+        self.candidates: ListLike[tuple[int, float]] = ()  # of a beam whose tokens are all computed
+        self.computed: Computed | None = None
+        self.tail: Tail | None = None
+        self.logprobs: list[Logprob] = []  # of a beam's output, if asked for
 
     @property
     def remaining(self) -> int:
@@ -170,6 +190,7 @@ class Sequence:
             bypass_prefix=self.wants_prompt_logprobs,
             request_id=request.request_id,
             prompt_len=self.prompt_len,
+            beam_width=0 if request.beams is None else request.beams.width,
         )
 
     def opened(self, opened: Opened) -> None:
@@ -194,6 +215,7 @@ class Sequence:
         self.block_ids = []
         self.uncopied, self.copied = [], 0
         self.prompt_logprobs = []
+        self.candidates, self.tail = (), None
         self.preemptions += 1
         if self.first_step_ns is not None:
             self.stalled_since_ns = now_ns
@@ -202,7 +224,7 @@ class Sequence:
     def needs_last_token(self) -> bool:
         """Whether its next step can be built only when the token before is known: its draw looks at the history, or
         is one that the device leaves to the host; or that others fork from it."""
-        if self.drawing:
+        if self.drawing or self.search is not None:
             return True
         request, sampling = self.request, self.request.sampling
         changed = (
@@ -244,31 +266,20 @@ class Sequence:
         if self.first_token_ns is None:
             self.first_token_ns = now_ns
 
-    def finish_by(self, token_id: int, eos_ids: frozenset[int], max_model_len: int) -> FinishReason:
-        """Why the sequence ends with this token, its last; NONE if it goes on. An explicit stop id beats EOS."""
+    def finish_by(
+        self, token_id: int, eos_ids: frozenset[int], max_model_len: int, more: int = 0
+    ) -> FinishReason:
+        """Why the sequence ends with this token, its last; NONE if it goes on. An explicit stop id beats EOS. `more`:
+        tokens that it would have then and has not yet."""
         stop = self.request.stop
         if token_id in stop.stop_token_ids:
             return FinishReason.STOP
         if token_id in eos_ids and not stop.ignore_eos:
             return FinishReason.EOS
-        if self.num_output >= stop.max_tokens or len(self.tokens) >= max_model_len:
+        if self.num_output + more >= stop.max_tokens or len(self.tokens) + more >= max_model_len:
             return FinishReason.LENGTH
         return FinishReason.NONE
 
     @property
     def queue_seconds(self) -> float:
         return 0.0 if self.first_step_ns is None else (self.first_step_ns - self.request.arrival_ns) / 1e9
-
-    def ended(self, reason: str, error: str = "") -> Ended:
-        first = self.first_token_ns
-        return Ended(
-            request=self.request,
-            reason=reason,
-            output_tokens=self.num_output,
-            cached_tokens=self.cached_len,
-            preemptions=self.preemptions,
-            queue_s=None if self.first_step_ns is None else self.queue_seconds,
-            ttft_s=None if first is None else (first - self.request.arrival_ns) / 1e9,
-            decode_s=None if first is None else (self.last_token_ns - first) / 1e9,
-            error=error,
-        )

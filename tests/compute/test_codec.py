@@ -132,3 +132,54 @@ def test_a_rejection_carries_code_message_and_details() -> None:
     reply = wire.decode(compute_pb2.WorkerReply, encode_rejected(rejection))
     assert workers.from_rejected(reply.rejected).details == {"needed_blocks": "13"}
     assert BY_CODE[reply.rejected.error.code] is Invalid
+
+
+NAMES = [bytes(SEQUENCE), bytes([7]) * 16]
+
+
+def search(**changes: object) -> bytes:
+    sampling = {"temperature": 0.0, "beam_width": 4, "length_penalty": -0.5}
+    given: dict[str, object] = {"n": 2, "hypotheses": NAMES} | changes
+    sampling |= given.pop("sampling", {})  # type: ignore[arg-type]
+    return submit(sampling=generate_pb2.SamplingParams(**sampling), **given)  # type: ignore[arg-type]
+
+
+def test_a_search_is_one_submit_that_names_all_its_answers() -> None:
+    request = decode_request(search(), BOUNDS, b"peer")
+    assert isinstance(request, Request)
+    assert request.beams is not None
+    assert (request.beams.width, request.beams.length_penalty) == (4, -0.5)
+    assert list(request.indexes) == NAMES
+    plain = decode_request(submit(), BOUNDS, b"peer")
+    assert isinstance(plain, Request)
+    assert (plain.beams, list(plain.indexes)) == (None, [SEQUENCE])
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"sampling": {"beam_width": 65}}, "sampling.beam_width"),
+        ({"sampling": {"beam_width": 1}}, "sampling.beam_width"),
+        ({"sampling": {"length_penalty": 11}}, "sampling.length_penalty"),
+        ({"sampling": {"length_penalty": math.nan}}, "sampling.length_penalty"),
+        ({"n": 5, "hypotheses": [bytes([i]) * 16 for i in range(5)]}, "n"),
+        ({"hypotheses": []}, "hypotheses"),
+        ({"hypotheses": NAMES[:1] * 2}, "hypotheses"),
+        ({"hypotheses": NAMES[::-1]}, "hypotheses"),
+        ({"hypotheses": [NAMES[0], b"short"]}, "hypotheses"),
+    ],
+)
+def test_a_search_out_of_bounds_is_refused_by_name(changes: dict[str, object], field: str) -> None:
+    with pytest.raises(BadSubmit) as caught:
+        decode_request(search(**changes), BOUNDS, b"peer")
+    assert caught.value.error.details["field"] == field
+
+
+def test_an_answer_carries_its_score() -> None:
+    event = TokenEvent(sequence=SEQUENCE, client=b"c", epoch=1, first_position=3, token_ids=[4], score=-0.25)
+    assert entry_of(event).score == -0.25
+
+
+def entry_of(event: TokenEvent) -> compute_pb2.TokensEntry:
+    (frame,) = encode_tokens(1, [event])
+    return wire.decode(compute_pb2.WorkerReply, frame).tokens.entries[0]

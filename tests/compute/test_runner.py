@@ -94,3 +94,34 @@ def test_order_of_rows_does_not_matter(model):
     _, prompts, _ = hf.reference("llama", "gqa")
     forward = generate(make_runner(model, 16), prompts, COUNT, chunk=24)
     assert generate(make_runner(model, 16), prompts[::-1], COUNT, chunk=24) == forward[::-1]
+
+
+def test_a_beam_gives_its_most_likely_tokens_and_draws_none(runner, model):
+    """In order, with the log-probabilities of the model; beside it another row draws."""
+    _, prompts, expected = hf.reference("llama", "gqa")
+    streams = open_streams(runner, prompts[:2], COUNT)
+    rows = [one.row(16) for one in streams]
+    plan = StepPlan(0, [dataclasses.replace(rows[0], candidates=7), rows[1]])
+    beam, plain = runner.run(plan).rows
+    assert (beam.token_id, len(beam.candidates)) == (None, 7)
+    assert beam.candidates[0][0] == expected[0][0]
+    assert [logprob for _, logprob in beam.candidates] == sorted(
+        (logprob for _, logprob in beam.candidates), reverse=True
+    )
+    assert plain.token_id == expected[1][0]
+
+
+def test_a_beam_whose_logits_are_not_finite_fails_alone(runner, model):
+    _, prompts, _ = hf.reference("llama", "gqa")
+    streams = open_streams(runner, prompts[:2], COUNT)
+    rows = [dataclasses.replace(one.row(16), candidates=3) for one in streams]
+    logits = runner.readout.logits
+    runner.readout.logits = lambda hidden, places: spoil(logits(hidden, places))
+    bad, good = runner.run(StepPlan(0, rows)).rows
+    assert (bad.error, good.error) == ("the model's logits are not finite", None)
+    assert len(good.candidates) == 3
+
+
+def spoil(logits):
+    logits[0] = float("nan")
+    return logits

@@ -8,9 +8,10 @@ from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
 from compute.request import Request
+from gateway.beams import most_tokens
 from kvmanager.errors import ResourceExhausted
 from kvmanager.messages import FinishReason, Revoke
-from tests.support.scheduling import Pair, expected_output, make_group
+from tests.support.scheduling import Pair, expected_output, expected_search, make_group, make_search
 
 PREFIXES = ([], [5] * 4, [5] * 9, [6, 7, 8, 9] * 3)
 
@@ -40,6 +41,54 @@ class Ask:
         )
 
 
+@dataclass(frozen=True)
+class Seek:
+    """A beam search to come."""
+
+    prefix: int
+    tail: tuple[int, ...]
+    width: int
+    n: int
+    penalty: float
+    max_tokens: int
+    min_tokens: int
+    stop_ids: frozenset[int]
+    priority: int
+
+    def request(self, number: int, pair: Pair) -> Request | None:
+        """None if the pool is too small for it, as a gateway would find."""
+        prompt = [*PREFIXES[self.prefix], *self.tail]
+        limits = pair.limits
+        room = (limits.num_blocks - 1) * limits.block_size
+        fits = most_tokens(len(prompt), self.width, room, limits.block_size)
+        if fits < 1 or self.width > limits.max_running:
+            return None
+        most = min(self.max_tokens, fits)
+        return make_search(
+            number,
+            self.width,
+            prompt,
+            min(self.n, self.width),
+            self.penalty,
+            max_tokens=most,
+            min_tokens=min(self.min_tokens, most),
+            stop_token_ids=self.stop_ids,
+            priority=self.priority,
+        )
+
+
+seeks = st.builds(
+    Seek,
+    prefix=st.integers(0, len(PREFIXES) - 1),
+    tail=st.lists(st.integers(2, 9), min_size=1, max_size=5).map(tuple),
+    width=st.integers(2, 4),
+    n=st.integers(1, 4),
+    penalty=st.sampled_from((1.0, 0.0, -1.0)),
+    max_tokens=st.integers(1, 9),
+    min_tokens=st.integers(0, 3),
+    stop_ids=st.frozensets(st.integers(2, 60), max_size=12),
+    priority=st.integers(-1, 1),
+)
 asks = st.builds(
     Ask,
     prefix=st.integers(0, len(PREFIXES) - 1),
@@ -52,6 +101,7 @@ asks = st.builds(
 )
 events = st.one_of(
     asks,
+    seeks,
     st.tuples(st.just("turn"), st.integers(1, 4)),
     st.tuples(st.just("late"), asks, st.integers(1, 3)),
     st.tuples(st.just("deliver"), st.integers(0, 6), st.integers(0, 6)),
@@ -71,12 +121,15 @@ class Story:
         self.pair = pair
         self.requests: list[Request] = []
         self.canceled: set[bytes] = set()
+        self.searches: list[Request] = []
 
     def play(self, what: object) -> None:
         pair = self.pair
         match what:
             case Ask():
                 self.ask(what, 0)
+            case Seek():
+                self.seek(what)
             case ("late", Ask() as ask, turns):
                 self.ask(ask, turns)
             case ("turn", count):
@@ -99,15 +152,27 @@ class Story:
             self.pair.deliver()
         self.pair.submit(*others)
 
+    def seek(self, seek: Seek) -> None:
+        request = seek.request(1000 * (len(self.searches) + 1), self.pair)
+        if request is not None:
+            self.searches.append(request)
+            self.requests.append(request)
+            self.pair.submit(request)
+
     def about(self, what: str, request: Request) -> None:
         pair = self.pair
         if what == "cancel":
             pair.scheduler.cancel(request.sequence, FinishReason.CANCELLED)
             self.canceled.add(request.sequence)
         elif what == "revoke":
-            name = request.sequence.hex()
-            found = [s for s in pair.state.sequences() if s.id == name and s.state == "open"]
-            pair.down.extend((0, Revoke(sequence=request.sequence, epoch=one.epoch)) for one in found)
+            records = pair.state._parts.sequences.open.values()
+            own = (
+                {request.sequence}
+                if request.beams is None
+                else {one.id for one in records if one.group == request.group}
+            )
+            found = [one for one in records if one.id in own][-1:]
+            pair.down.extend((0, Revoke(sequence=one.id, epoch=one.epoch)) for one in found)
 
 
 def assert_forks_alone_were_refused(pair: Pair) -> None:
@@ -122,19 +187,36 @@ def assert_forks_alone_were_refused(pair: Pair) -> None:
 def check(story: Story) -> None:
     pair = story.pair
     event(f"preempted: {pair.state.preemptions > 0}, waited: {pair.scheduler.progress.steps_waited > 0}")
+    event(f"searched: {len(story.searches)}")
     event(f"forked: {any(plan.copies for plan in pair.plans)}, refused: {bool(pair.refusals)}")
     assert_forks_alone_were_refused(pair)
     assert pair.rejected == []
     assert pair.used_blocks() == 0
     assert pair.state.check_integrity() == []
     assert pair.state.live_sequences == 0
-    for request in story.requests:
+    for request in story.searches:
+        check_search(story, request)
+    for request in (one for one in story.requests if one.beams is None):
         tokens, finish = expected_output(request)
         got, ends = pair.output(request), pair.ends(request)
         if request.sequence in story.canceled and ends == [FinishReason.CANCELLED]:
             assert got == tokens[: len(got)]
         else:
             assert (got, ends) == (tokens, [finish])
+
+
+def check_search(story: Story, request: Request) -> None:
+    """Every index ends once: all with the textbook's answer, or all canceled."""
+    assert request.beams is not None
+    ends = [event.sequence for event in story.pair.shown if event.finish]
+    assert all(ends.count(index) == 1 for index in request.beams.indexes)
+    found = story.pair.found(request)
+    if request.sequence in story.canceled and found[0][1] is FinishReason.CANCELLED:
+        assert [one[:2] for one in found] == [([], FinishReason.CANCELLED)] * request.n
+        return
+    wanted = expected_search(request)
+    assert [one[:2] for one in found] == [one[:2] for one in wanted]
+    assert [one[2] for one in found] == pytest.approx([one[2] for one in wanted])
 
 
 @settings(max_examples=250, deadline=None, suppress_health_check=[HealthCheck.too_slow])

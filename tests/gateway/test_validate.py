@@ -179,11 +179,6 @@ def test_what_does_not_fit_names_the_field_to_change_and_all_numbers(prompt, mos
     assert found.field_name == found.details["field"] == message.partition(":")[0]
 
 
-def test_what_is_not_built_is_unimplemented():
-    found = refusal(complete, sampling={"beam_width": 2})
-    assert (found.code, found.reason) == (grpc.StatusCode.UNIMPLEMENTED, "UNSUPPORTED_PARAMETER")
-
-
 @pytest.mark.parametrize(
     ("name", "fields"),
     [

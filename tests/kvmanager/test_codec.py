@@ -77,6 +77,8 @@ forks = st.builds(
     arrival_ns=st.integers(0, 2**63 - 1),
     tenant=st.binary(min_size=32, max_size=32),
     request_id=text,
+    beam=st.booleans(),
+    result=st.booleans(),
 )
 entries = st.builds(
     CommitEntry,
@@ -92,6 +94,7 @@ entries = st.builds(
     stop_token_id=u32,
     copies_done=u32,
     fork=st.none() | forks,
+    score=st.floats(allow_nan=False, allow_infinity=False),
 )
 REQUESTS = {
     Grant: st.builds(Grant, count=st.integers(1, 2**18), starving=st.booleans()),
@@ -110,6 +113,7 @@ REQUESTS = {
         request_id=text,
         no_cache=st.booleans(),
         prompt_len=u32,
+        beam_width=st.integers(0, 64),
     ),
     Commit: st.builds(Commit, step=u64, entries=st.lists(entries, max_size=4).map(tuple)),
     Release: st.builds(

@@ -8,6 +8,7 @@ import pytest
 
 from kvmanager import errors
 from kvmanager.forks import MAX_FORK_BYTES
+from kvmanager.layout import STORES_OF_A_RECORD
 from kvmanager.messages import CommitEntry, FinishReason
 from kvmanager.state import KvState
 from tests.support.kv import (
@@ -186,7 +187,7 @@ def test_what_the_forks_of_one_commit_store_is_bounded() -> None:
     half = bytes(MAX_FORK_BYTES // 2)
     refusals = worker.commit(*(ended(n, request=half) for n in (2, 3, 4))).refusals
     assert [(r.sequence, r.code) for r in refusals] == [(sequence_id(4), errors.ResourceExhausted.code)]
-    most = 2 * state.layout.num_records // 3
+    most = STORES_OF_A_RECORD * state.layout.num_records // 3
     assert not worker.commit(*(ended(10 + n) for n in range(most))).refusals
     with pytest.raises(errors.Invalid, match="entries"):
         worker.commit(*(ended(100 + n) for n in range(most + 1)))

@@ -73,6 +73,8 @@ def test_what_is_packed_is_what_readers_unpack(packed: struct.Struct, dtype: np.
     codes = [
         f"{field.itemsize}s"
         if field.kind in "VS"
+        else "d"
+        if field.kind == "f"
         else kinds[field.itemsize].lower() * (field.kind == "i") or kinds[field.itemsize]
         for field in (dtype[name] for name in dtype.names or ())
     ]

@@ -23,6 +23,7 @@ from kvmanager.messages import (
     Opened,
     Refused,
     Reply,
+    Retry,
     Revoke,
     SequenceId,
     SessionId,
@@ -70,6 +71,7 @@ class Engine:
         self.finished: dict[SequenceId, FinishReason] = {}
         self.cached: dict[SequenceId, int] = {}
         self.replies: list[Reply] = []
+        self.scores: dict[SequenceId, float] = {}
 
     @property
     def preemptions(self) -> int:
@@ -129,6 +131,8 @@ class Engine:
             self.cached[event.sequence] = event.cached_tokens
             if event.finish:
                 self.finished[event.sequence] = event.finish
+            if event.score is not None:
+                self.scores[event.sequence] = event.score
 
     def tell(self, message: Numbered) -> None:
         self.number += 1
@@ -152,6 +156,8 @@ class Engine:
                 scheduler.refused(reply, self.clock)
             case Revoke():
                 scheduler.revoke(reply.sequence, reply.epoch, self.clock)
+            case Retry():
+                scheduler.retry(reply.sequence)
 
     def assert_clean(self) -> None:
         """Nothing leaked: every block is free, cached or float, and the metadata agree with themselves."""

@@ -5,14 +5,17 @@ chunked, cached or preempted.
 """
 
 import hashlib
+import math
+import random
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 from compute.ledger import Held, Ledger
 from compute.plan import UNKNOWN, CopyOrder, RowResult, StepPlan, StepResult, StepRow
 from compute.reconcile import answer, by_sequence, given_up
-from compute.request import Request, SamplingParams, StopRules
+from compute.request import BeamParams, Request, SamplingParams, StopRules
 from compute.scheduler import Limits, Outcome, Rejection, Scheduler, TokenEvent
 from kvmanager.layout import Geometry, MetaLayout, PoolSpec
 from kvmanager.messages import (
@@ -98,6 +101,62 @@ def make_group(first: int, n: int, prompt: Sequence[int] = (2, 3, 4), **asked: o
         )
         for index in range(n)
     ]
+
+
+def candidates(history: Sequence[int]) -> list[tuple[int, float]]:
+    """Every token with its log-probability, the most likely first: what a beam's row gives."""
+    draw = random.Random(hashlib.sha256(bytes(history)).digest())
+    heights = [draw.gauss(0.0, 2.0) for _ in range(VOCAB)]
+    norm = math.log(sum(map(math.exp, heights)))
+    return sorted(((i, height - norm) for i, height in enumerate(heights)), key=lambda pair: -pair[1])
+
+
+def make_search(
+    number: int, width: int, prompt: Sequence[int], n: int = 1, penalty: float = 1.0, **asked: Any
+) -> Request:
+    """A beam search whose indexes are numbered from `number`."""
+    first = make_request(number, prompt, **asked)
+    indexes = tuple(SequenceId((number + i).to_bytes(16, "big")) for i in range(n))
+    group = bytes([2]) * 8 + number.to_bytes(8, "big")
+    return replace(
+        first, group=group, n=n, beams=BeamParams(width=width, length_penalty=penalty, indexes=indexes)
+    )
+
+
+Found = tuple[list[int], FinishReason, float]
+
+
+def expected_search(request: Request) -> list[Found]:
+    """Output, finish and score of each index, by the textbook: all pairs of a beam and a token, sorted, every step."""
+    assert request.beams is not None
+    width, penalty, stop = request.beams.width, request.beams.length_penalty, request.stop
+    ends = stop.stop_token_ids | (frozenset() if stop.ignore_eos else {EOS})
+    beams: list[tuple[float, list[int]]] = [(0.0, [])]
+    done: list[Found] = []
+    for length in range(1, stop.max_tokens + 1):
+        banned = stop.stop_token_ids | {EOS} if length <= stop.min_tokens else frozenset()
+        pairs = [
+            (score + logprob, [*output, token])
+            for score, output in beams
+            for token, logprob in candidates([*request.prompt, *output])
+            if token not in banned
+        ]
+        pairs.sort(key=lambda pair: -pair[0])
+        last = length == stop.max_tokens
+        for score, output in pairs[:width]:
+            if last or output[-1] in ends:
+                reason = FinishReason.STOP if output[-1] in stop.stop_token_ids else FinishReason.LENGTH
+                reason = (
+                    FinishReason.EOS
+                    if output[-1] == EOS and reason is FinishReason.LENGTH and not stop.ignore_eos
+                    else reason
+                )
+                done.append((output, reason, score / length**penalty))
+        done = sorted(done, key=lambda found: -found[2])[:width]
+        beams = [(score, output) for score, output in pairs if output[-1] not in ends][:width]
+        if len(done) == width and beams[0][0] / length**penalty <= done[-1][2]:
+            break
+    return done[: len(request.beams.indexes)]
 
 
 class Slots:
@@ -222,6 +281,8 @@ class Pair:
         assert self.slots.read(row.blocks, len(history)) == history, "the slots hold something else"
         if not row.sample:
             return RowResult()
+        if row.candidates:
+            return RowResult(candidates=candidates(history)[: row.candidates])
         draws = [(row.banned, row.sampling.seed), *((one.banned, one.sampling.seed) for one in row.forks)]
         own, *forks = [RowResult(token_id=next_token(history, *draw)) for draw in draws]
         return replace(own, forks=forks)
@@ -244,11 +305,12 @@ class Pair:
             self.shown.extend(outcome.events)
         if outcome.release is not None:
             self._send(outcome.release)
-        for ref, rejection in ((one.ref, one.rejection) for one in outcome.handed_over):
-            if ref.epoch:
-                self._send(Fenced(sequence=ref.sequence, epoch=ref.epoch), rejections=(rejection,))
+        for one in outcome.handed_over:
+            if one.ref.epoch:
+                told = Fenced(sequence=one.ref.sequence, epoch=one.ref.epoch)
+                self._send(told, rejections=one.rejections)
             else:
-                self.rejected.append(rejection)
+                self.rejected += one.rejections
         self.rejected.extend(outcome.rejections)
 
     def _send(
@@ -309,11 +371,12 @@ class Pair:
         self.down.clear()
         applied, holdings = self.state.number_of(self.session), self.state.holdings(self.session)
         settled, again = [one for one in self.ledger if one.number <= applied], []
-        given = given_up(one.message for one in settled)
+        held = by_sequence(holdings)
+        given = given_up((one.message for one in settled), held)
         for one in settled:
             if isinstance(one.message, OpenOrAdopt):
                 again.append(one.message)
-            lost = answer(one.message, by_sequence(holdings), given)
+            lost = answer(one.message, held, given)
             self._hear(one.number, Granted(blocks=()) if isinstance(one.message, Grant) else lost)
         self.scheduler.reconcile(holdings.blocks)
         self.up.extend((one.number, one.message) for one in self.ledger)
@@ -351,6 +414,14 @@ class Pair:
                 assert not event.token_ids or event.first_position == len(request.prompt) + len(tokens)
                 tokens.extend(event.token_ids)
         return tokens
+
+    def found(self, request: Request) -> list[Found]:
+        """What a search gave, index by index; each of them came whole."""
+        assert request.beams is not None
+        by_index = {event.sequence: event for event in self.shown if event.finish}
+        events = [by_index[index] for index in request.beams.indexes if index in by_index]
+        assert all(event.first_position == len(request.prompt) for event in events)
+        return [(list(one.token_ids), one.finish, one.score or 0.0) for one in events]
 
     def ends(self, request: Request) -> list[FinishReason | int]:
         """Every terminal message: a finish reason, or the code of a rejection."""

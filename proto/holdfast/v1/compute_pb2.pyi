@@ -17,7 +17,7 @@ class WorkerRequest(_message.Message):
     def __init__(self, submit: _Optional[_Union[Submit, _Mapping]] = ..., cancel: _Optional[_Union[Cancel, _Mapping]] = ...) -> None: ...
 
 class Submit(_message.Message):
-    __slots__ = ("sequence", "group", "index", "n", "request_id", "token_ids", "sampling", "stopping", "logprobs", "prompt_logprobs", "priority", "arrival_ns", "tenant", "adopt", "output_ids")
+    __slots__ = ("sequence", "group", "index", "n", "request_id", "token_ids", "sampling", "stopping", "logprobs", "prompt_logprobs", "priority", "arrival_ns", "tenant", "adopt", "output_ids", "hypotheses")
     SEQUENCE_FIELD_NUMBER: _ClassVar[int]
     GROUP_FIELD_NUMBER: _ClassVar[int]
     INDEX_FIELD_NUMBER: _ClassVar[int]
@@ -33,6 +33,7 @@ class Submit(_message.Message):
     TENANT_FIELD_NUMBER: _ClassVar[int]
     ADOPT_FIELD_NUMBER: _ClassVar[int]
     OUTPUT_IDS_FIELD_NUMBER: _ClassVar[int]
+    HYPOTHESES_FIELD_NUMBER: _ClassVar[int]
     sequence: bytes
     group: bytes
     index: int
@@ -48,7 +49,8 @@ class Submit(_message.Message):
     tenant: bytes
     adopt: bool
     output_ids: bytes
-    def __init__(self, sequence: _Optional[bytes] = ..., group: _Optional[bytes] = ..., index: _Optional[int] = ..., n: _Optional[int] = ..., request_id: _Optional[str] = ..., token_ids: _Optional[bytes] = ..., sampling: _Optional[_Union[_generate_pb2.SamplingParams, _Mapping]] = ..., stopping: _Optional[_Union[_generate_pb2.StoppingCriteria, _Mapping]] = ..., logprobs: _Optional[int] = ..., prompt_logprobs: _Optional[int] = ..., priority: _Optional[int] = ..., arrival_ns: _Optional[int] = ..., tenant: _Optional[bytes] = ..., adopt: _Optional[bool] = ..., output_ids: _Optional[bytes] = ...) -> None: ...
+    hypotheses: _containers.RepeatedScalarFieldContainer[bytes]
+    def __init__(self, sequence: _Optional[bytes] = ..., group: _Optional[bytes] = ..., index: _Optional[int] = ..., n: _Optional[int] = ..., request_id: _Optional[str] = ..., token_ids: _Optional[bytes] = ..., sampling: _Optional[_Union[_generate_pb2.SamplingParams, _Mapping]] = ..., stopping: _Optional[_Union[_generate_pb2.StoppingCriteria, _Mapping]] = ..., logprobs: _Optional[int] = ..., prompt_logprobs: _Optional[int] = ..., priority: _Optional[int] = ..., arrival_ns: _Optional[int] = ..., tenant: _Optional[bytes] = ..., adopt: _Optional[bool] = ..., output_ids: _Optional[bytes] = ..., hypotheses: _Optional[_Iterable[bytes]] = ...) -> None: ...
 
 class Cancel(_message.Message):
     __slots__ = ("sequence", "reason")
@@ -75,7 +77,7 @@ class Tokens(_message.Message):
     def __init__(self, step: _Optional[int] = ..., entries: _Optional[_Iterable[_Union[TokensEntry, _Mapping]]] = ...) -> None: ...
 
 class TokensEntry(_message.Message):
-    __slots__ = ("sequence", "epoch", "first_position", "token_ids", "logprobs", "prompt_logprobs", "finish", "stop_token_id", "stopped_by_token", "cached_tokens", "queue_seconds", "stalled_seconds")
+    __slots__ = ("sequence", "epoch", "first_position", "token_ids", "logprobs", "prompt_logprobs", "finish", "stop_token_id", "stopped_by_token", "cached_tokens", "queue_seconds", "stalled_seconds", "score")
     SEQUENCE_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     FIRST_POSITION_FIELD_NUMBER: _ClassVar[int]
@@ -88,6 +90,7 @@ class TokensEntry(_message.Message):
     CACHED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     QUEUE_SECONDS_FIELD_NUMBER: _ClassVar[int]
     STALLED_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    SCORE_FIELD_NUMBER: _ClassVar[int]
     sequence: bytes
     epoch: int
     first_position: int
@@ -100,7 +103,8 @@ class TokensEntry(_message.Message):
     cached_tokens: int
     queue_seconds: float
     stalled_seconds: float
-    def __init__(self, sequence: _Optional[bytes] = ..., epoch: _Optional[int] = ..., first_position: _Optional[int] = ..., token_ids: _Optional[bytes] = ..., logprobs: _Optional[_Iterable[_Union[_generate_pb2.TokenLogprob, _Mapping]]] = ..., prompt_logprobs: _Optional[_Iterable[_Union[_generate_pb2.TokenLogprob, _Mapping]]] = ..., finish: _Optional[_Union[_generate_pb2.FinishReason, str]] = ..., stop_token_id: _Optional[int] = ..., stopped_by_token: _Optional[bool] = ..., cached_tokens: _Optional[int] = ..., queue_seconds: _Optional[float] = ..., stalled_seconds: _Optional[float] = ...) -> None: ...
+    score: float
+    def __init__(self, sequence: _Optional[bytes] = ..., epoch: _Optional[int] = ..., first_position: _Optional[int] = ..., token_ids: _Optional[bytes] = ..., logprobs: _Optional[_Iterable[_Union[_generate_pb2.TokenLogprob, _Mapping]]] = ..., prompt_logprobs: _Optional[_Iterable[_Union[_generate_pb2.TokenLogprob, _Mapping]]] = ..., finish: _Optional[_Union[_generate_pb2.FinishReason, str]] = ..., stop_token_id: _Optional[int] = ..., stopped_by_token: _Optional[bool] = ..., cached_tokens: _Optional[int] = ..., queue_seconds: _Optional[float] = ..., stalled_seconds: _Optional[float] = ..., score: _Optional[float] = ...) -> None: ...
 
 class Rejected(_message.Message):
     __slots__ = ("sequence", "error")

@@ -304,7 +304,7 @@ class Hello(_message.Message):
     def __init__(self) -> None: ...
 
 class OpenOrAdopt(_message.Message):
-    __slots__ = ("sequence", "group", "index", "request", "token_ids", "max_tokens", "priority", "arrival_ns", "tenant", "bypass_prefix", "request_id", "prompt_len", "no_cache")
+    __slots__ = ("sequence", "group", "index", "request", "token_ids", "max_tokens", "priority", "arrival_ns", "tenant", "bypass_prefix", "request_id", "prompt_len", "no_cache", "beam_width")
     SEQUENCE_FIELD_NUMBER: _ClassVar[int]
     GROUP_FIELD_NUMBER: _ClassVar[int]
     INDEX_FIELD_NUMBER: _ClassVar[int]
@@ -318,6 +318,7 @@ class OpenOrAdopt(_message.Message):
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     PROMPT_LEN_FIELD_NUMBER: _ClassVar[int]
     NO_CACHE_FIELD_NUMBER: _ClassVar[int]
+    BEAM_WIDTH_FIELD_NUMBER: _ClassVar[int]
     sequence: bytes
     group: bytes
     index: int
@@ -331,7 +332,8 @@ class OpenOrAdopt(_message.Message):
     request_id: str
     prompt_len: int
     no_cache: bool
-    def __init__(self, sequence: _Optional[bytes] = ..., group: _Optional[bytes] = ..., index: _Optional[int] = ..., request: _Optional[bytes] = ..., token_ids: _Optional[bytes] = ..., max_tokens: _Optional[int] = ..., priority: _Optional[int] = ..., arrival_ns: _Optional[int] = ..., tenant: _Optional[bytes] = ..., bypass_prefix: _Optional[bool] = ..., request_id: _Optional[str] = ..., prompt_len: _Optional[int] = ..., no_cache: _Optional[bool] = ...) -> None: ...
+    beam_width: int
+    def __init__(self, sequence: _Optional[bytes] = ..., group: _Optional[bytes] = ..., index: _Optional[int] = ..., request: _Optional[bytes] = ..., token_ids: _Optional[bytes] = ..., max_tokens: _Optional[int] = ..., priority: _Optional[int] = ..., arrival_ns: _Optional[int] = ..., tenant: _Optional[bytes] = ..., bypass_prefix: _Optional[bool] = ..., request_id: _Optional[str] = ..., prompt_len: _Optional[int] = ..., no_cache: _Optional[bool] = ..., beam_width: _Optional[int] = ...) -> None: ...
 
 class Commit(_message.Message):
     __slots__ = ("step", "entries")
@@ -342,7 +344,7 @@ class Commit(_message.Message):
     def __init__(self, step: _Optional[int] = ..., entries: _Optional[_Iterable[_Union[CommitEntry, _Mapping]]] = ...) -> None: ...
 
 class CommitEntry(_message.Message):
-    __slots__ = ("sequence", "epoch", "base_recorded", "base_kv", "token_ids", "kv_len", "blocks", "preempted", "finish", "stop_token_id", "copies_done", "fork")
+    __slots__ = ("sequence", "epoch", "base_recorded", "base_kv", "token_ids", "kv_len", "blocks", "preempted", "finish", "stop_token_id", "copies_done", "fork", "score")
     SEQUENCE_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     BASE_RECORDED_FIELD_NUMBER: _ClassVar[int]
@@ -355,6 +357,7 @@ class CommitEntry(_message.Message):
     STOP_TOKEN_ID_FIELD_NUMBER: _ClassVar[int]
     COPIES_DONE_FIELD_NUMBER: _ClassVar[int]
     FORK_FIELD_NUMBER: _ClassVar[int]
+    SCORE_FIELD_NUMBER: _ClassVar[int]
     sequence: bytes
     epoch: int
     base_recorded: int
@@ -367,10 +370,11 @@ class CommitEntry(_message.Message):
     stop_token_id: int
     copies_done: int
     fork: Fork
-    def __init__(self, sequence: _Optional[bytes] = ..., epoch: _Optional[int] = ..., base_recorded: _Optional[int] = ..., base_kv: _Optional[int] = ..., token_ids: _Optional[bytes] = ..., kv_len: _Optional[int] = ..., blocks: _Optional[bytes] = ..., preempted: _Optional[bool] = ..., finish: _Optional[_Union[_generate_pb2.FinishReason, str]] = ..., stop_token_id: _Optional[int] = ..., copies_done: _Optional[int] = ..., fork: _Optional[_Union[Fork, _Mapping]] = ...) -> None: ...
+    score: float
+    def __init__(self, sequence: _Optional[bytes] = ..., epoch: _Optional[int] = ..., base_recorded: _Optional[int] = ..., base_kv: _Optional[int] = ..., token_ids: _Optional[bytes] = ..., kv_len: _Optional[int] = ..., blocks: _Optional[bytes] = ..., preempted: _Optional[bool] = ..., finish: _Optional[_Union[_generate_pb2.FinishReason, str]] = ..., stop_token_id: _Optional[int] = ..., copies_done: _Optional[int] = ..., fork: _Optional[_Union[Fork, _Mapping]] = ..., score: _Optional[float] = ...) -> None: ...
 
 class Fork(_message.Message):
-    __slots__ = ("parent", "parent_epoch", "group", "index", "request", "max_tokens", "priority", "arrival_ns", "tenant", "request_id")
+    __slots__ = ("parent", "parent_epoch", "group", "index", "request", "max_tokens", "priority", "arrival_ns", "tenant", "request_id", "beam", "result")
     PARENT_FIELD_NUMBER: _ClassVar[int]
     PARENT_EPOCH_FIELD_NUMBER: _ClassVar[int]
     GROUP_FIELD_NUMBER: _ClassVar[int]
@@ -381,6 +385,8 @@ class Fork(_message.Message):
     ARRIVAL_NS_FIELD_NUMBER: _ClassVar[int]
     TENANT_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    BEAM_FIELD_NUMBER: _ClassVar[int]
+    RESULT_FIELD_NUMBER: _ClassVar[int]
     parent: bytes
     parent_epoch: int
     group: bytes
@@ -391,7 +397,9 @@ class Fork(_message.Message):
     arrival_ns: int
     tenant: bytes
     request_id: str
-    def __init__(self, parent: _Optional[bytes] = ..., parent_epoch: _Optional[int] = ..., group: _Optional[bytes] = ..., index: _Optional[int] = ..., request: _Optional[bytes] = ..., max_tokens: _Optional[int] = ..., priority: _Optional[int] = ..., arrival_ns: _Optional[int] = ..., tenant: _Optional[bytes] = ..., request_id: _Optional[str] = ...) -> None: ...
+    beam: bool
+    result: bool
+    def __init__(self, parent: _Optional[bytes] = ..., parent_epoch: _Optional[int] = ..., group: _Optional[bytes] = ..., index: _Optional[int] = ..., request: _Optional[bytes] = ..., max_tokens: _Optional[int] = ..., priority: _Optional[int] = ..., arrival_ns: _Optional[int] = ..., tenant: _Optional[bytes] = ..., request_id: _Optional[str] = ..., beam: _Optional[bool] = ..., result: _Optional[bool] = ...) -> None: ...
 
 class Release(_message.Message):
     __slots__ = ("rows", "blocks")
@@ -480,7 +488,7 @@ class Granted(_message.Message):
     def __init__(self, blocks: _Optional[bytes] = ...) -> None: ...
 
 class Opened(_message.Message):
-    __slots__ = ("sequence", "epoch", "kind", "recorded_len", "kv_len", "blocks", "copies", "token_ids", "cached_len", "lost_len", "alone")
+    __slots__ = ("sequence", "epoch", "kind", "recorded_len", "kv_len", "blocks", "copies", "token_ids", "cached_len", "lost_len", "alone", "members")
     SEQUENCE_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     KIND_FIELD_NUMBER: _ClassVar[int]
@@ -492,6 +500,7 @@ class Opened(_message.Message):
     CACHED_LEN_FIELD_NUMBER: _ClassVar[int]
     LOST_LEN_FIELD_NUMBER: _ClassVar[int]
     ALONE_FIELD_NUMBER: _ClassVar[int]
+    MEMBERS_FIELD_NUMBER: _ClassVar[int]
     sequence: bytes
     epoch: int
     kind: OpenKind
@@ -503,7 +512,20 @@ class Opened(_message.Message):
     cached_len: int
     lost_len: int
     alone: bool
-    def __init__(self, sequence: _Optional[bytes] = ..., epoch: _Optional[int] = ..., kind: _Optional[_Union[OpenKind, str]] = ..., recorded_len: _Optional[int] = ..., kv_len: _Optional[int] = ..., blocks: _Optional[bytes] = ..., copies: _Optional[_Iterable[_Union[CopyOrder, _Mapping]]] = ..., token_ids: _Optional[bytes] = ..., cached_len: _Optional[int] = ..., lost_len: _Optional[int] = ..., alone: _Optional[bool] = ...) -> None: ...
+    members: _containers.RepeatedCompositeFieldContainer[SearchMember]
+    def __init__(self, sequence: _Optional[bytes] = ..., epoch: _Optional[int] = ..., kind: _Optional[_Union[OpenKind, str]] = ..., recorded_len: _Optional[int] = ..., kv_len: _Optional[int] = ..., blocks: _Optional[bytes] = ..., copies: _Optional[_Iterable[_Union[CopyOrder, _Mapping]]] = ..., token_ids: _Optional[bytes] = ..., cached_len: _Optional[int] = ..., lost_len: _Optional[int] = ..., alone: _Optional[bool] = ..., members: _Optional[_Iterable[_Union[SearchMember, _Mapping]]] = ...) -> None: ...
+
+class SearchMember(_message.Message):
+    __slots__ = ("sequence", "token_ids", "score", "finish")
+    SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
+    SCORE_FIELD_NUMBER: _ClassVar[int]
+    FINISH_FIELD_NUMBER: _ClassVar[int]
+    sequence: bytes
+    token_ids: bytes
+    score: float
+    finish: _generate_pb2.FinishReason
+    def __init__(self, sequence: _Optional[bytes] = ..., token_ids: _Optional[bytes] = ..., score: _Optional[float] = ..., finish: _Optional[_Union[_generate_pb2.FinishReason, str]] = ...) -> None: ...
 
 class CopyOrder(_message.Message):
     __slots__ = ("source", "destination", "slots")
@@ -749,7 +771,7 @@ class ReadRecord(_message.Message):
     def __init__(self, sequence: _Optional[bytes] = ..., **kwargs) -> None: ...
 
 class Record(_message.Message):
-    __slots__ = ("sequence", "epoch", "token_ids", "recorded_len", "prompt_len", "finish", "stop_token_id")
+    __slots__ = ("sequence", "epoch", "token_ids", "recorded_len", "prompt_len", "finish", "stop_token_id", "score")
     SEQUENCE_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     FROM_FIELD_NUMBER: _ClassVar[int]
@@ -758,6 +780,7 @@ class Record(_message.Message):
     PROMPT_LEN_FIELD_NUMBER: _ClassVar[int]
     FINISH_FIELD_NUMBER: _ClassVar[int]
     STOP_TOKEN_ID_FIELD_NUMBER: _ClassVar[int]
+    SCORE_FIELD_NUMBER: _ClassVar[int]
     sequence: bytes
     epoch: int
     token_ids: bytes
@@ -765,7 +788,8 @@ class Record(_message.Message):
     prompt_len: int
     finish: _generate_pb2.FinishReason
     stop_token_id: int
-    def __init__(self, sequence: _Optional[bytes] = ..., epoch: _Optional[int] = ..., token_ids: _Optional[bytes] = ..., recorded_len: _Optional[int] = ..., prompt_len: _Optional[int] = ..., finish: _Optional[_Union[_generate_pb2.FinishReason, str]] = ..., stop_token_id: _Optional[int] = ..., **kwargs) -> None: ...
+    score: float
+    def __init__(self, sequence: _Optional[bytes] = ..., epoch: _Optional[int] = ..., token_ids: _Optional[bytes] = ..., recorded_len: _Optional[int] = ..., prompt_len: _Optional[int] = ..., finish: _Optional[_Union[_generate_pb2.FinishReason, str]] = ..., stop_token_id: _Optional[int] = ..., score: _Optional[float] = ..., **kwargs) -> None: ...
 
 class FindRequest(_message.Message):
     __slots__ = ("request_id", "tenant")
