@@ -1,4 +1,4 @@
-"""Allocator, tables and forks under a storm of random calls: no slot changes, nothing is granted twice, nothing leaks."""
+"""Allocator, tables and forks under a storm of random calls: no slot changes, no block has two users, nothing leaks."""
 
 import pytest
 

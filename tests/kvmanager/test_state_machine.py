@@ -1,31 +1,30 @@
-"""The whole of KvState against a naive model: the same replies, block for block, and clean metadata all the way."""
+"""The whole of KvState against a naive model: the same replies, block for block, and clean metadata all the way.
 
+Workers write what they commit into a memory: no committed slot ever holds anything but its own sequence's content.
+"""
+
+from dataclasses import replace
 from typing import Any
 
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import precondition, rule
 
 from kvmanager.messages import (
     Acked,
     BlockRef,
     CommitEntry,
     FinishReason,
-    Grant,
-    Granted,
     Opened,
     Refused,
     Release,
-    Revoke,
     SequenceRef,
     Wait,
 )
-from kvmanager.state import KvState
-from tests.support.kv import Worker, buffer_for, open_message, pool_spec, sequence_id
-from tests.support.naive_pool import NaivePool, Seq
+from tests.support.kv import fork_message, open_message, sequence_id
+from tests.support.naive_pool import Seq
+from tests.support.pool_machine import BLOCKS, SIZE, PoolMachine
 
-BLOCKS, SIZE = 12, 2
-SPEC = pool_spec(BLOCKS, SIZE, max_model_len=24, max_num_seqs=3)
 TENANTS = (bytes(32), b"t" * 32)
 # Few prompts that begin alike, so that prefixes are shared and computed twice.
 PROMPTS = st.builds(
@@ -33,82 +32,11 @@ PROMPTS = st.builds(
 )
 
 
-class PoolMachine(RuleBasedStateMachine):
-    def __init__(self) -> None:
-        super().__init__()
-        self.buffer = buffer_for(SPEC)
-        self.state = KvState.create(self.buffer, SPEC, 0)
-        self.model = NaivePool(BLOCKS, SIZE)
-        self.workers: dict[str, Worker] = {}
-        self.lost: dict[str, Any] = {}
-        self.now = self.born = self.opened = 0
-
-    # ------------------------------------------------------------------------------- workers
-
-    @precondition(lambda self: len(self.workers) + len(self.lost) < 3)
-    @rule()
-    def attach(self) -> None:
-        self.born += 1
-        self.workers[f"w{self.born}"] = Worker(self.state, f"w{self.born}", self.tick())
-        self.model.wants = {self.name(s.id): self.model.wants.get(self.name(s.id), 0) for s in self.by_slot()}
-
-    def by_slot(self) -> list[Any]:
-        """Starving sessions are served in the order of their records."""
-        parts = self.state._parts
-        return [session for session in parts.sessions.slots if session]
-
-    @precondition(lambda self: self.workers and self.now % 6 == 5)
-    @rule(data=st.data())
-    def lose(self, data: st.DataObject) -> None:
-        name = data.draw(st.sampled_from(sorted(self.workers)))
-        worker = self.workers.pop(name)
-        ended = self.state.lose(worker.session, self.tick())
-        self.lost[name] = worker.session
-        assert ended == [sequence_id(n) for n in self.model.lose(name)]
-        self.check_unasked([(o.session, o.reply) for o in self.state.outbox()])
-
-    @precondition(lambda self: self.lost)
-    @rule(data=st.data())
-    def dead(self, data: st.DataObject) -> None:
-        name = data.draw(st.sampled_from(sorted(self.lost)))
-        assert self.state.dead(self.lost.pop(name)) == self.model.dead(name)
-        self.model.wants.pop(name, None)
-        self.check_unasked([(o.session, o.reply) for o in self.state.outbox()])
-
-    @precondition(lambda self: self.now % 9 == 8)
-    @rule()
-    def restart(self) -> None:
-        """A new daemon on the same bytes: sealed blocks are still found, former sessions are lost."""
-        for name, worker in self.workers.items():
-            self.lost[name] = worker.session
-            self.model.lose(name)
-        self.workers, self.model.wants = {}, {}
-        epoch = self.state.boot_epoch
-        self.state = KvState.recover(self.buffer, self.tick())
-        assert self.state.boot_epoch == epoch + 1
-        blocks = self.state._parts.blocks
-        assert sorted(self.model.free) == sorted(blocks.free)
-        assert sorted(self.model.cached) == sorted(blocks.cached)
-        self.model.free, self.model.cached = list(blocks.free), list(blocks.cached)
-        self.model.seqs = {n: self.model.seqs[n] for n in self.numbers()}
-
-    def numbers(self) -> list[int]:
-        return [int.from_bytes(s, "big") for s in self.state._parts.sequences.by_id]
-
-    # ------------------------------------------------------------------------------- messages
-
+class Messages(PoolMachine):
     @precondition(lambda self: self.workers)
     @rule(data=st.data(), count=st.integers(0, 6), starving=st.booleans())
     def grant(self, data: st.DataObject, count: int, starving: bool) -> None:
         self.ask(self.some_worker(data)[0], count, starving)
-
-    def ask(self, name: str, count: int, starving: bool) -> None:
-        worker = self.workers[name]
-        reply = worker.send(Grant(count=count, starving=starving))
-        assert isinstance(reply, Granted)
-        assert list(reply.blocks) == self.refs(self.model.grant(name, count, starving))
-        worker.float += reply.blocks
-        self.check_unasked(worker.unasked)
 
     @precondition(lambda self: self.workers)
     @rule(
@@ -123,15 +51,12 @@ class PoolMachine(RuleBasedStateMachine):
         self.opened += 1
         number = self.opened
         reply = worker.start(number, ids, more, tenant=tenant, priority=priority)
-        known = set(self.numbers())
-        for old in [n for n in self.model.seqs if n not in known]:
-            assert self.model.seqs[old].state == "finished"  # made room before its time
-            assert not self.model.seqs.pop(old).held
+        self.check_forgotten()
         if isinstance(reply, Refused):
             assert "room" in reply.message
             return
         rank = (priority, -number)
-        self.check_opened(reply, number, Seq(name, list(ids), len(ids) + more, tenant, rank))
+        self.check_opened(reply, number, Seq(name, list(ids), len(ids) + more, tenant, rank, len(ids)))
 
     @precondition(lambda self: self.pick("preempted"))
     @rule(data=st.data())
@@ -172,12 +97,10 @@ class PoolMachine(RuleBasedStateMachine):
         least = len(seq.tokens) if sampled else seq.kv
         most = len(seq.tokens) + max(0, len(sampled) - 1)
         kv = most if data.draw(st.integers(0, 3)) else data.draw(st.integers(least, most))
-        need = max(0, -(-kv // SIZE) - len(seq.row))
-        if need > len(worker.float):
-            self.ask(seq.owner, need - len(worker.float), starving=True)
-        if need > len(worker.float):
+        blocks = self.take(seq.owner, max(0, -(-kv // SIZE) - len(seq.row)))
+        if blocks is None:
             return
-        blocks, worker.float = worker.float[:need], worker.float[need:]
+        self.compute(seq, seq.tokens + sampled, kv, blocks)
         entry = CommitEntry(
             sequence=sequence_id(number),
             epoch=seq.epoch,
@@ -196,6 +119,96 @@ class PoolMachine(RuleBasedStateMachine):
         self.check_unasked(worker.unasked)
         if close or sampled or kv > entry.base_kv:
             assert worker.commit(entry).refusals, "the same entry again has another base or state"
+
+    @precondition(lambda self: self.parents())
+    @rule(
+        data=st.data(),
+        sampled=st.lists(st.integers(1, 2), max_size=3),
+        more=st.integers(1, 8),
+        finish=st.booleans(),
+        priority=st.integers(0, 1),
+    )
+    def fork(self, data: st.DataObject, sampled: list[int], more: int, finish: bool, priority: int) -> None:
+        """From any place behind a parent's prompt, with as many of its slots as are there or fewer; told with its
+        first write, or with its end."""
+        self.tick()
+        parent, epoch = data.draw(st.sampled_from(self.parents()))
+        seq = self.model.seqs[parent]
+        base = data.draw(st.integers(seq.prompt, min(len(seq.tokens), seq.prompt + more)))
+        sampled = sampled[: seq.prompt + more - base]
+        shared = min(base, sum(self.sealed(b) for b in self.model.row_of(parent, epoch)) * SIZE)
+        running = seq.state == "open" and seq.epoch == epoch
+        base_kv = data.draw(st.integers(0, min(base, seq.kv) if running else shared))
+        kv = data.draw(st.integers(base, base + len(sampled) - 1) if sampled else st.integers(base_kv, base))
+        rowless = finish and kv == base_kv and (base_kv % SIZE == 0 or data.draw(st.booleans()))
+        blocks = [] if rowless else self.take(seq.owner, -(-kv // SIZE) - base_kv // SIZE)
+        if blocks is None:
+            return
+        self.opened += 1
+        rank = (priority, -self.opened)
+        new = Seq(seq.owner, seq.tokens[:base], seq.prompt + more, seq.tenant, rank, seq.prompt)
+        entry = CommitEntry(
+            sequence=sequence_id(self.opened),
+            epoch=1,
+            base_recorded=base,
+            base_kv=base_kv,
+            token_ids=sampled,
+            kv_len=kv,
+            blocks=blocks,
+            finish=FinishReason.STOP if finish else FinishReason.NONE,
+            fork=fork_message(
+                parent,
+                parent_epoch=epoch,
+                max_tokens=more,
+                priority=priority,
+                arrival_ns=self.opened,
+                tenant=seq.tenant,
+            ),
+        )
+        self.tell_fork(entry, new, parent, rowless)
+
+    def tell_fork(self, entry: CommitEntry, new: Seq, parent: int, rowless: bool) -> None:
+        """`new`: as the model should know it."""
+        number, epoch, kv = self.opened, entry.fork.parent_epoch, entry.base_kv
+        worker = self.workers[new.owner]
+        if not rowless:
+            row = self.model.row_of(parent, epoch)
+            if kv % SIZE:
+                self.memory.copy(row[kv // SIZE], entry.blocks[0].id, kv % SIZE)
+            written = replace(new, row=row[: kv // SIZE], kv=kv)
+            self.compute(written, new.tokens + list(entry.token_ids), entry.kv_len, list(entry.blocks))
+        refusals = worker.commit(entry).refusals
+        self.check_forgotten()
+        if refusals:
+            assert "room" in refusals[0].message
+            worker.float += entry.blocks
+            self.check_unasked(worker.unasked)
+            return
+        if rowless:
+            self.model.seqs[number] = replace(
+                new, tokens=new.tokens + list(entry.token_ids), state="finished"
+            )
+        else:
+            self.model.fork(number, new, parent, epoch, kv)
+            self.model.commit(
+                number, list(entry.token_ids), entry.kv_len, [block.id for block in entry.blocks]
+            )
+            if entry.finish:
+                self.model.stop(number, "finished")
+        self.check_unasked(worker.unasked)
+        assert worker.commit(entry).refusals, "the same fork again has a record already"
+
+    def parents(self) -> list[tuple[int, int]]:
+        """(sequence, epoch) of rows that may be forked: running, or held by a worker that lives."""
+        return [
+            (n, epoch)
+            for n, s in self.model.seqs.items()
+            if s.owner in self.workers
+            for epoch in ([s.epoch] if s.state == "open" else []) + list(s.held)
+        ]
+
+    def sealed(self, block: int) -> bool:
+        return self.model.blocks[block].state == "sealed"
 
     @precondition(lambda self: self.workers)
     @rule(data=st.data())
@@ -230,7 +243,7 @@ class PoolMachine(RuleBasedStateMachine):
         _, worker = self.some_worker(data)
         foreign = BlockRef(data.draw(st.integers(0, BLOCKS)), 77)
         number = data.draw(st.sampled_from([0, *self.model.seqs]))
-        seq = self.model.seqs.get(number, Seq("", [1], 2, b"", ()))
+        seq = self.model.seqs.get(number, Seq("", [1], 2, b"", (), 1))
         entry = CommitEntry(
             sequence=sequence_id(number),
             epoch=seq.epoch,
@@ -246,91 +259,8 @@ class PoolMachine(RuleBasedStateMachine):
         again = self.state.apply(worker.session, worker.number, open_message(99999, [1]), self.now)
         assert [o.reply for o in again] == [Acked()]
 
-    # ------------------------------------------------------------------------------- housekeeping
 
-    @rule(count=st.integers(0, 4))
-    def evict(self, count: int) -> None:
-        expected = min(count, len(self.model.cached))
-        for _ in range(expected):
-            self.model.evict()
-        assert self.state.evict(count) == expected
-
-    @precondition(lambda self: self.now % 6 == 1)
-    @rule()
-    def flush(self) -> None:
-        assert self.state.flush() == len(self.model.cached)
-        while self.model.cached:
-            self.model.evict()
-
-    @rule()
-    def expire(self) -> None:
-        old = [n for n, s in self.model.seqs.items() if s.state == "finished" and not s.held]
-        assert self.state.expire(self.tick(), ttl_ns=0) == len(old)
-        for number in old:
-            del self.model.seqs[number]
-
-    # ------------------------------------------------------------------------------- checks
-
-    @invariant()
-    def same_counts(self) -> None:
-        counts = self.state.counts()
-        expected = self.model.counts()
-        assert {name: getattr(counts, name) for name in expected} == expected
-        assert sum((counts.free, counts.granted, counts.tail, counts.sealed, counts.quarantined)) == BLOCKS
-
-    @invariant()
-    def same_order(self) -> None:
-        blocks = self.state._parts.blocks
-        assert (list(blocks.free), list(blocks.cached)) == (self.model.free, self.model.cached)
-
-    @invariant()
-    def clean(self) -> None:
-        assert self.state.check_integrity() == []
-
-    def teardown(self) -> None:
-        """Nothing leaks: with every process gone and the cache dropped, all is free."""
-        for worker in self.workers.values():
-            self.state.lose(worker.session, self.tick())
-        for session in self.state.sessions():
-            self.state.dead(session.id)
-        self.state.flush()
-        assert self.state.counts().free == BLOCKS
-        assert self.state.check_integrity() == []
-
-    # ------------------------------------------------------------------------------- helpers
-
-    def tick(self) -> int:
-        self.now += 1
-        for worker in self.workers.values():
-            worker.now_ns = self.now
-        return self.now
-
-    def name(self, session: bytes) -> str:
-        return session.rstrip(b".").decode()
-
-    def some_worker(self, data: st.DataObject) -> tuple[str, Worker]:
-        self.tick()
-        name = data.draw(st.sampled_from(sorted(self.workers)))
-        return name, self.workers[name]
-
-    def pick(self, state: str) -> list[int]:
-        return [n for n, s in self.model.seqs.items() if s.state == state]
-
-    def refs(self, blocks: list[int]) -> list[BlockRef]:
-        return [BlockRef(block, self.model.blocks[block].generation) for block in blocks]
-
-    def check_unasked(self, said: list[tuple[Any, Any]]) -> None:
-        expected = []
-        for name, what in self.model.serve():
-            if isinstance(what, int):
-                expected.append((name, Revoke(sequence=sequence_id(what), epoch=self.model.seqs[what].epoch)))
-            else:
-                expected.append((name, Granted(blocks=self.refs(what))))
-                self.workers[name].float += self.refs(what)
-        assert [(self.name(session), reply) for session, reply in said] == expected
-
-
-TestPoolMachine = PoolMachine.TestCase
+TestPoolMachine = Messages.TestCase
 TestPoolMachine.settings = settings(
     max_examples=80, stateful_step_count=60, deadline=None, suppress_health_check=list(HealthCheck)
 )

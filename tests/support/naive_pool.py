@@ -22,6 +22,7 @@ class Seq:
     capacity: int
     tenant: bytes
     rank: tuple[int, ...]  # the smallest gives way first
+    prompt: int
     state: str = "open"
     epoch: int = 1
     kv: int = 0
@@ -148,6 +149,24 @@ class NaivePool:
         for i in range(kv // self.size):
             if self.blocks[seq.row[i]].state == "tail":
                 self.seal(seq, i)
+
+    def fork(self, number: int, seq: Seq, parent: int, epoch: int, kv: int) -> None:
+        """A new sequence as it stands before its first entry: the parent's whole blocks below `kv`."""
+        p = self.seqs[parent]
+        row = self.row_of(parent, epoch)
+        seq.row, seq.kv, seq.target = row[: kv // self.size], kv, kv // self.size
+        sealed = sum(self.blocks[block].state == "sealed" for block in row)
+        if seq.row and epoch == p.epoch and sealed == len(seq.row):
+            seq.tip = p.tip
+        elif seq.row:
+            last = self.blocks[seq.row[-1]]
+            seq.tip = (seq.row[-1], last.generation) if last.indexed else None
+        self.seqs[number] = seq
+
+    def row_of(self, number: int, epoch: int) -> list[int]:
+        """Running, or held until its Release."""
+        seq = self.seqs[number]
+        return seq.row if seq.state == "open" and seq.epoch == epoch else seq.held[epoch]
 
     def linked(self, ref: Any) -> bool:
         return ref == "root" or (self.blocks[ref[0]].generation == ref[1] and self.blocks[ref[0]].indexed)
