@@ -44,10 +44,9 @@ class Policy:
         if session.state != ALIVE and (self.rules.fenced or kind != "commit"):
             return d, ("fenced",)
         if kind == "holdings":
-            mine = [(b, x.generation) for b, x in enumerate(d.blocks) if (x.state, x.holder) == (GRANTED, w)]
-            return d, ("holdings", tuple(mine))
+            return d, ("holdings", self.holdings(d, w))
         if self.rules.numbered and n <= session.applied:
-            return d, ("ack", n)
+            return d, (self.verdict(d, message), n)
         if self.rules.numbered and n > session.applied + 1:
             return d, ()
         d, reply = getattr(self, kind)(d, w, n, *message[1:])
@@ -88,6 +87,9 @@ class Policy:
         if not self.granted(d, w, ref):
             return d, ("refused", n)
         return self.clear(d, [ref[0]]), ("ack", n)
+
+    def holdings(self, d: Daemon, w: int) -> tuple[Ref, ...]:
+        return tuple((b, x.generation) for b, x in enumerate(d.blocks) if (x.state, x.holder) == (GRANTED, w))
 
     def granted(self, d: Daemon, w: int, ref: Ref) -> bool:
         block = d.blocks[ref[0]]
@@ -174,6 +176,18 @@ class Policy:
         if finish:
             d, seq = self.finish(d, w, s, seq), seq._replace(state=DONE, row=())
         return self.collect(d._replace(sequences=put(d.sequences, s, seq))), ("ack", n)
+
+    def verdict(self, d: Daemon, message: Message) -> str:
+        """Of a message that was applied before: a commit was accepted if the record holds its tokens."""
+        if message[0] != "commit" or not self.rules.verdicts:
+            return "ack"
+        seq = d.sequences[message[1]]
+        return "ack" if seq.epoch == message[2] and seq.recorded >= message[3][2] else "refused"
+
+    def refuse(self, d: Daemon, w: int, n: int) -> Answer:
+        """No room, as for a fork's record: nothing is stored but the number."""
+        session = d.sessions[w]
+        return d._replace(sessions=put(d.sessions, w, session._replace(applied=n))), ("refused", n)
 
     def half(self, d: Daemon, message: Message) -> Daemon | None:
         """Without the redo area: a commit of which only the lengths were stored."""

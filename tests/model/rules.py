@@ -23,6 +23,10 @@ class Rules:
     fenced_after_sync: bool = True  # 2, 7: Fenced is sent when no launched step is left
     only_above_kv_len: bool = True  # 8: an adopter computes no committed slot again
     numbered: bool = True  # §2: a session's message n is applied once
+    verdicts: bool = True  # §2: a repeated Commit is answered from the record: it may have been refused
+    holdings_in_stream: bool = (
+        True  # §2: Holdings come after all answers sent before, not with the attachment
+    )
     fenced: bool = True  # §4: a lost session and an older epoch have no effect
     redo: bool = True  # §1: an operation is stored whole or not at all
     generations: bool = True  # §1: a block on the wire is (id, generation)

@@ -4,6 +4,7 @@ import gc
 from collections.abc import Callable
 from typing import NamedTuple
 
+from tests.model.promises import check, drained, finished
 from tests.model.state import State, Violation, initial
 from tests.model.world import FAULT, ZOMBIE, World
 
@@ -47,7 +48,7 @@ class Search:
             try:
                 move = next(moves, None)
             except Violation as violation:
-                raise Broken(str(violation), [*self.trace(n), "…"]) from None
+                raise Broken(str(violation), [*self.trace(n), self.world.trying]) from None
             if move is None:
                 return
             if move.state not in self.number:
@@ -62,7 +63,7 @@ class Search:
         self.came.append((source, label))
         self.ways.append([])
         try:
-            self.world.check(state)
+            check(state)
         except Violation as violation:
             raise Broken(str(violation), self.trace(len(self.states) - 1)) from None
 
@@ -76,8 +77,8 @@ class Search:
     def stuck(self) -> Result:
         """From everywhere, without another fault, all can be finished without the zombie, and then all given back."""
         goals: list[tuple[Callable[[State], bool], bool, str]] = [
-            (self.world.finished, False, "a request cannot be finished without the stopped worker"),
-            (self.world.drained, True, "blocks never come back"),
+            (finished, False, "a request cannot be finished without the stopped worker"),
+            (drained, True, "blocks never come back"),
         ]
         for goal, zombies, what in goals:
             lost = self.cannot_reach(goal, zombies)
@@ -97,7 +98,7 @@ class Search:
         return next((n for n, reached in enumerate(good) if not reached), None)
 
 
-class Broken(Exception):
+class Broken(Exception):  # noqa: N818 - ends a search
     def __init__(self, what: str, trace: list[str]) -> None:
         super().__init__(what)
         self.what, self.trace = what, trace

@@ -14,7 +14,7 @@ ALIVE, LOST, DEAD = "alive", "lost", "dead"
 RUNS, STOPPED = "runs", "stopped"  # or DEAD
 
 
-class Violation(Exception):
+class Violation(Exception):  # noqa: N818 - reads as `raise Violation(...)`
     """A promise is broken; says which."""
 
 
@@ -30,6 +30,7 @@ class Bounds(NamedTuple):
     wakes: int = 0
     restarts: int = 0  # of the daemon
     gives: int = 0  # floats given back
+    refusals: int = 0  # commits that the daemon has no room for
     eager: bool = (
         True  # a worker hears, then releases, opens, asks and launches, as soon as it can; else in any order
     )
@@ -128,6 +129,7 @@ class State(NamedTuple):
     wakes: int
     restarts: int
     gives: int
+    refusals: int
 
 
 def initial(bounds: Bounds) -> State:
@@ -145,6 +147,7 @@ def initial(bounds: Bounds) -> State:
         wakes=bounds.wakes,
         restarts=bounds.restarts,
         gives=bounds.gives,
+        refusals=bounds.refusals,
     )
 
 

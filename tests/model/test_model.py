@@ -11,24 +11,29 @@ ZOMBIE = Bounds(stops=1, wakes=1)
 RESTART = Bounds(restarts=1)
 TWO = ((1, 2), (1, 2))
 
-# The smallest world in which a rule is missed, and the promise that breaks without it.
+CONTENT = "committed slot 0 of s0 does not hold its own content"
+KEPT = "block {}, which is sealed or kept for a copy"
+
+# A small world in which a rule is missed, and the promise that breaks without it.
 MISSED = {
     "stored_grants": (RESTART._replace(lengths=TWO), "block 0 can be written by w0 for two purposes"),
     "by_value": (ZOMBIE, "w0 writes a committed slot of s0"),
     "show_after_record": (Bounds(), "2 tokens of s0 are shown, 1 are recorded"),
-    "commit_after_done": (Bounds(), "committed slot 0 of s0 does not hold its own content"),
+    "commit_after_done": (Bounds(), CONTENT),
     "fresh_tail": (ZOMBIE, "block 0 can be written by w0 and w1"),
     "adopt_at_first_sign": (Bounds(stops=1), "cannot be finished without the stopped worker"),
     "reserve": (Bounds(stops=1, blocks=2), "cannot be finished without the stopped worker"),
-    "orders_stay": (Bounds(stops=1, restarts=1), "committed slot 0 of s0 does not hold its own content"),
-    "source_stays": (Bounds(stops=1, lengths=((1, 3), (1, 2))), "committed slot 0 of s0 does not hold its own content"),
-    "orders_from_source": (Bounds(workers=3, stops=2, blocks=5), "committed slot 0 of s0 does not hold its own content"),
+    "orders_stay": (Bounds(stops=1, restarts=1), CONTENT),
+    "source_stays": (Bounds(stops=1, lengths=((1, 3), (1, 2))), CONTENT),
+    "orders_from_source": (Bounds(workers=3, stops=2, blocks=5), CONTENT),
     "release_by_owner": (Bounds(depth=2, surplus=True, lengths=TWO), "block 0 can be written by w0 and w1"),
     "quarantine_until_proof": (ZOMBIE, "block 0 can be written by w0 and w1"),
-    "fenced_after_sync": (ZOMBIE, "w0 writes block 0, which is sealed or kept for a copy"),
-    "only_above_kv_len": (Bounds(stops=1, lengths=((1, 4),)), "w1 writes block 0, which is sealed or kept for a copy"),
+    "fenced_after_sync": (ZOMBIE, "w0 writes " + KEPT.format(0)),
+    "only_above_kv_len": (Bounds(stops=1, lengths=((1, 4),)), "w1 writes " + KEPT.format(0)),
     "numbered": (RESTART, "has leaked"),
-    "fenced": (ZOMBIE, "w1 writes block 2, which is sealed or kept for a copy"),
+    "verdicts": (RESTART._replace(refusals=1), "2 tokens of s0 are shown, 1 are recorded"),
+    "holdings_in_stream": (RESTART, "block 0 can be written by w0 for two purposes"),
+    "fenced": (ZOMBIE, "w1 writes " + KEPT.format(2)),
     "redo": (RESTART, "slot 0 of s0 is committed and has no block"),
     "generations": (RESTART._replace(gives=1), "has leaked"),
 }  # fmt: skip

@@ -1,4 +1,4 @@
-"""What a worker does: it sends, launches, computes and listens. Each function takes the world and gives the next one."""
+"""What a worker does: it sends, launches, computes and listens. Each function takes a world and gives the next one."""
 
 from collections.abc import Iterable
 
@@ -71,7 +71,9 @@ class Engine:
         """The gateway submits what is new, and again what lost its worker. Adoption waits for its reserve."""
         worker = state.workers[w]
         busy = {job.sequence for job in worker.jobs} | {step.sequence for step in worker.queue}
-        busy |= {s for s, _ in worker.ended} | {m[1] for _, m in worker.unacked if m[0] == "open"}
+        busy |= {s for s, _ in worker.ended} | {
+            m[1] for _, m in worker.unacked if m[0] in ("open", "commit", "release")
+        }
         signs = (LOST, DEAD) if self.rules.adopt_at_first_sign else (DEAD,)
         for s, seq in enumerate(state.daemon.sequences):
             lost = seq.state == OPEN and state.daemon.sessions[seq.owner].state in signs
@@ -203,8 +205,23 @@ class Engine:
         if asked[0] == "commit" and reply[0] == "ack" and self.rules.show_after_record:
             return show(state, asked[1], asked[3][2])
         if asked[0] == "commit" and reply[0] == "refused":
-            return change(state, w, jobs=tuple(j for j in worker.jobs if j[:2] != asked[1:3]))
+            return self.hear_refused(state, w, asked)
         return state
+
+    def hear_refused(self, state: State, w: int, commit: Message) -> State:
+        """Its blocks are float again, and the sequence is opened again: the answer is its record."""
+        _, s, epoch, entry, _ = commit
+        worker = state.workers[w]
+        jobs = tuple(job for job in worker.jobs if job[:2] != (s, epoch))
+        ended = tuple(key for key in worker.ended if key != (s, epoch))
+        return change(state, w, jobs=jobs, ended=ended, float=worker.float + entry[4])
+
+    def waits_for_device(self, state: State, w: int) -> bool:
+        """A refusal is heard when no step of the sequence is left on the device."""
+        worker, reply = state.workers[w], state.down[w][0]
+        asked = dict(worker.unacked).get(reply[1]) if reply[0] == "refused" else None
+        named = asked is not None and asked[0] == "commit"
+        return named and any(step.sequence == asked[1] for step in worker.queue)
 
     def hear_opened(self, state: State, w: int, reply: Message) -> State:
         _, _, s, epoch, recorded, kv, row, orders, adopted = reply
@@ -238,6 +255,9 @@ class Engine:
     def attach_again(self, state: State, w: int) -> State:
         """The new daemon is asked what it thinks; then hears again what it may not have heard."""
         again = ((0, ("holdings",)), *state.workers[w].unacked)
+        if not self.rules.holdings_in_stream:
+            state = self.hear_holdings(state, w, self.policy.holdings(state.daemon, w))
+            again = again[1:]
         state = state._replace(up=put(state.up, w, state.up[w] + again))
         return send_kept(change(state, w, attached=True), w)
 
