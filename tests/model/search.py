@@ -22,8 +22,9 @@ class Result(NamedTuple):
 class Search:
     """All states that can be reached, in the order of their distance."""
 
-    def __init__(self, world: World, most: int) -> None:
-        self.world, self.most = world, most
+    def __init__(self, world: World, most: int, whole: bool = True) -> None:
+        """At most this many states: of a world that is not to be searched as a `whole`, the first ones."""
+        self.world, self.most, self.whole = world, most, whole
         self.states: list[State] = []
         self.number: dict[State, int] = {}
         self.came: list[tuple[int, str]] = []
@@ -36,6 +37,9 @@ class Search:
             self.add(initial(self.world.bounds), -1, "")
             for n, state in enumerate(self.states):
                 self.expand(n, state)
+                if len(self.states) > self.most:
+                    assert not self.whole, f"more than {self.most} states"
+                    return Result(len(self.states), "", [])
             return self.stuck()
         except Broken as broken:
             return Result(len(self.states), broken.what, broken.trace)
@@ -57,7 +61,6 @@ class Search:
                 self.ways[self.number[move.state]].append((n, move.kind))
 
     def add(self, state: State, source: int, label: str) -> None:
-        assert len(self.states) < self.most, f"more than {self.most} states"
         self.number[state] = len(self.states)
         self.states.append(state)
         self.came.append((source, label))

@@ -72,8 +72,37 @@ def test_with_all_rules_everything_that_can_happen_keeps_all_promises(bounds: Bo
 
 
 @pytest.mark.full
-@pytest.mark.timeout(900)
-@pytest.mark.parametrize("bounds", [], ids=str)
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize(
+    "bounds",
+    [
+        ZOMBIE._replace(eager=False),
+        ZOMBIE._replace(restarts=1, lengths=((1, 2),)),
+        RESTART._replace(refusals=1, lengths=((1, 4),)),
+        RESTART._replace(lengths=TWO),
+        Bounds(stops=1, restarts=1),
+        Bounds(stops=1, lengths=((1, 3), (1, 2))),
+    ],
+    ids=str,
+)
 def test_larger_worlds_keep_all_promises_too(bounds: Bounds) -> None:
-    result = search(Rules(), bounds, 3_000_000)
+    result = search(Rules(), bounds, 1_500_000)
+    assert result.violation == "", str(result)
+
+
+@pytest.mark.full
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize(
+    "bounds",
+    [
+        Bounds(workers=3, stops=2, wakes=1, blocks=5),
+        Bounds(
+            stops=1, wakes=1, restarts=1, refusals=1, gives=1, depth=2, surplus=True, lengths=((1, 4), (1, 3))
+        ),
+    ],
+    ids=str,
+)
+def test_worlds_that_are_too_large_keep_all_promises_as_far_as_one_looks(bounds: Bounds) -> None:
+    """Only what must be true in every state: the ends are not in sight."""
+    result = Search(World(Rules(), bounds), 400_000, whole=False).run()
     assert result.violation == "", str(result)
