@@ -57,6 +57,7 @@ class Messages(PoolMachine):
             return
         rank = (priority, -number)
         self.check_opened(reply, number, Seq(name, list(ids), len(ids) + more, tenant, rank, len(ids)))
+        self.check_unasked(worker.unasked)
 
     @precondition(lambda self: self.pick("preempted"))
     @rule(data=st.data())
@@ -69,6 +70,7 @@ class Messages(PoolMachine):
         if isinstance(reply, Opened):
             seq.epoch += 1
             assert reply.epoch == seq.epoch
+        self.check_unasked(worker.unasked)
 
     def check_opened(self, reply: Any, number: int, seq: Seq) -> None:
         expected = self.model.open(number, seq)
