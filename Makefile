@@ -5,7 +5,7 @@ RUNTIME := .venv/.runtime
 DEV := .venv/.dev
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: setup demo up test test-full test-gpu lint bench figures proto docs clean
+.PHONY: setup demo upgrade-demo up test test-full test-gpu test-chaos chaos lint bench figures proto docs clean
 
 setup: $(DEV)  ## everything, tools and transformers included
 
@@ -23,6 +23,9 @@ $(DEV): $(RUNTIME)
 demo: $(RUNTIME)  ## start the service, stream a story, show the tables
 	$(BIN)/python -m tools.demo
 
+upgrade-demo: $(RUNTIME)  ## replace the only running worker under load: no stream fails, nothing is computed again
+	$(BIN)/python -m tools.upgrade_demo
+
 up: $(RUNTIME)  ## the whole service in the foreground, until Ctrl-C; make up ARGS="--model DIR --port 50052"
 	$(BIN)/python -m tools.up $(ARGS)
 
@@ -30,10 +33,18 @@ test: $(DEV)  ## the suite to run before every commit
 	$(BIN)/python -m pytest -q
 
 test-full: $(DEV)
-	$(BIN)/python -m pytest -q -m "not gpu"
+	$(BIN)/python -m pytest -q -m "not gpu and not chaos"
 
 test-gpu: $(DEV)
 	$(BIN)/python -m pytest -q -m gpu
+
+test-chaos: $(DEV)  ## kills of workers, daemons and gateways under load; minutes
+	$(BIN)/python -m pytest -q -m chaos tests/chaos
+
+chaos: $(DEV)  ## the long run: about two hours
+	$(BIN)/python -m tests.chaos.run --worker 1000 --out chaos-workers.json
+	$(BIN)/python -m tests.chaos.run --daemon 300 --double 30 --gateway 30 --upgrade 30 --out chaos-daemons.json
+	$(BIN)/python -m tests.chaos.run --no-kill --zombie 50 --out chaos-zombies.json
 
 lint: $(DEV)
 	$(BIN)/ruff check .

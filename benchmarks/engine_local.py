@@ -22,7 +22,8 @@ class LocalLink:
 
     def __init__(self, spec: PoolSpec) -> None:
         self.socket = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self.state = KvState.create(bytearray(MetaLayout(spec).total_bytes), spec, time.monotonic_ns())
+        self.metadata = bytearray(MetaLayout(spec).total_bytes)
+        self.state = KvState.create(self.metadata, spec, time.monotonic_ns())
         self.state.attach(
             SESSION, worker_id="l", endpoint="e", pid=1, start_time=1, now_ns=time.monotonic_ns()
         )

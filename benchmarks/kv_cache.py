@@ -4,9 +4,11 @@
 
 The repository's own model, one sequence, greedy, through the runner that serves it. Without the cache every step
 computes the whole sequence so far as one chunk: a token's work grows with its position, that of all with the square.
+Both must give the same tokens.
 """
 
 import argparse
+import statistics
 import time
 from pathlib import Path
 
@@ -23,6 +25,7 @@ from kvmanager.messages import SequenceId
 
 MODEL = Path(__file__).resolve().parent.parent / "models/stories-6m"
 BLOCK = 16
+EVERY = 8  # tokens between two points of a course
 PROMPT = [300, 17, 42, 901]
 GREEDY = SamplingParams(temperature=0.0)
 
@@ -82,11 +85,26 @@ def main() -> None:
         print(f"{options.tokens} tokens {name} the cache: {figure.median:.2f} s ({spread})")
     ratio = report.ratios(figures["without"], figures["with"])
     print(f"without / with: {ratio.median:.1f}")
+    courses = {name: course(each) for name, each in runs.items()}
+    doubled = {name: growth(each) for name, each in courses.items()}
+    print("time of twice as many tokens: " + ", ".join(f"{name} {by:.2f}×" for name, by in doubled.items()))
     body = {name: figure.as_json() for name, figure in figures.items()}
     report.write(
         "kv-cache-cpu",
-        {"tokens": options.tokens, "model": MODEL.name, "seconds": body, "ratio": ratio.as_json()},
+        {"tokens": options.tokens, "model": MODEL.name, "seconds": body, "ratio": ratio.as_json()}
+        | {"growth": doubled, "course": courses},
     )
+
+
+def course(runs: list[list[float]]) -> list[tuple[int, float]]:
+    """Tokens, and the seconds to the last of them: every eighth, the median of the runs."""
+    counts = range(EVERY, len(runs[0]) + 1, EVERY)
+    return [(count, round(statistics.median(times[count - 1] for times in runs), 4)) for count in counts]
+
+
+def growth(points: list[tuple[int, float]]) -> float:
+    """How much longer all tokens take than half of them: 2 where each costs the same, 4 where time is quadratic."""
+    return points[-1][1] / points[len(points) // 2 - 1][1]
 
 
 if __name__ == "__main__":

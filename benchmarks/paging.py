@@ -25,7 +25,7 @@ from typing import Any
 
 from benchmarks import report
 from benchmarks.engine_local import LocalLink, pool_spec
-from compute.plan import RowResult, StepPlan, StepResult
+from compute.plan import RowResult, StepPlan, StepResult, StepRow
 from compute.request import Request, SamplingParams, StopRules
 from compute.scheduler import Limits, Outcome, Scheduler
 from kvmanager.layout import Geometry
@@ -33,6 +33,7 @@ from kvmanager.messages import Acked, Granted, Numbered, Opened, Refused, Reply,
 
 LEAST, MOST = 4, 1024
 MAX_SEQS = 1024
+POINTS = 100  # of a course
 SETTLED = (0.1, 0.9)  # share of the requests between whose ends the load counts as steady
 
 
@@ -75,6 +76,12 @@ class Usage:
         self.ahead += ahead
         self.running.append(running)
         self.course.append((allocated, held))
+
+    def thinned(self, points: int) -> dict[str, list[int]]:
+        """The course at about so many steps, evenly."""
+        every = max(len(self.course) // points, 1)
+        allocated, held = zip(*self.course[::every], strict=True)
+        return {"every": [every], "allocated": [*allocated], "held": [*held]}
 
     def figures(self, slots: int) -> dict[str, float]:
         first, last = (int(len(self.running) * share) for share in SETTLED)
@@ -159,9 +166,13 @@ class Paged:
             if plan is None:
                 self.say(self.scheduler.settle())
                 continue
-            result = StepResult([RowResult(token_id=7 if row.sample else None) for row in plan.rows])
+            result = StepResult([self.draw(row) for row in plan.rows])
             self.say(self.scheduler.advance(plan, result, self.now + 15_000_000))
             yield plan
+
+    def draw(self, row: StepRow) -> RowResult:
+        """No two requests share a prompt: which token follows does not matter."""
+        return RowResult(token_id=7 if row.sample else None)
 
     def say(self, outcome: Outcome) -> None:
         assert not outcome.rejections, outcome.rejections
@@ -224,7 +235,8 @@ def main() -> None:
             f"| {name} | {row['waste']:.1%} | {row['requests_at_once']:.0f} | {row['steps']} | {row['ahead']:.1%} |"
         )
     settings = {"requests": options.requests, "slots": options.slots, "seed": 1}
-    report.write("paging", {"settings": settings, "figures": figures})
+    courses = {name: runs[name].thinned(POINTS) for name in (*RESERVATIONS, "paged, block 16")}
+    report.write("paging", {"settings": settings, "figures": figures, "courses": courses})
 
 
 if __name__ == "__main__":

@@ -98,6 +98,9 @@ def decode_submit(submit: compute_pb2.Submit, bounds: Bounds, client: bytes) -> 
     prompt = unpack_ids(submit.token_ids, bounds)
     largest = MAX_REPLY_BYTES // LOGPROB_BYTES
     within("prompt_logprobs x prompt tokens", (submit.prompt_logprobs + 1) * len(prompt), 0, largest)
+    stop = decode_stopping(submit.stopping, len(prompt), bounds)
+    output = unpack_ids(submit.output_ids, bounds) if submit.output_ids else ()
+    within("output_ids length", len(output), 0, stop.max_tokens - 1)
     return Request(
         sequence=SequenceId(submit.sequence),
         group=submit.group,
@@ -106,7 +109,7 @@ def decode_submit(submit: compute_pb2.Submit, bounds: Bounds, client: bytes) -> 
         request_id=submit.request_id,
         prompt=prompt,
         sampling=decode_sampling(submit.sampling, bounds),
-        stop=decode_stopping(submit.stopping, len(prompt), bounds),
+        stop=stop,
         logprobs=submit.logprobs,
         prompt_logprobs=submit.prompt_logprobs,
         priority=submit.priority,
@@ -114,6 +117,8 @@ def decode_submit(submit: compute_pb2.Submit, bounds: Bounds, client: bytes) -> 
         tenant=submit.tenant,
         record=record_of(submit),
         client=client,
+        adopt=submit.adopt,
+        output=output,
     )
 
 
@@ -163,7 +168,8 @@ def record_of(submit: compute_pb2.Submit) -> bytes:
     """What the daemon keeps for an adopter: everything but the prompt, which it has."""
     bare = compute_pb2.Submit()
     bare.CopyFrom(submit)
-    bare.token_ids = b""
+    bare.token_ids = bare.output_ids = b""
+    bare.adopt = False
     record = bare.SerializeToString()
     within("request bytes", len(record), 0, MAX_RECORD_BYTES)
     return record

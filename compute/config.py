@@ -33,6 +33,9 @@ class ComputeSettings(Common):
     max_num_seqs: int = Field(64, ge=1, le=4096, description="sequences computed at once")
     max_num_batched_tokens: int = Field(2048, ge=1, le=65_536, description="most tokens of one step")
     max_waiting: int = Field(1024, ge=1, le=65_536, description="requests in line; more are rejected")
+    enable_prefix_caching: bool = Field(
+        True, description="find the beginning of a prompt in the cache, and keep blocks there for later ones"
+    )
     threads: int = Field(
         default_factory=lambda: os.cpu_count() or 1, ge=1, le=1024, description="of the CPU's arithmetic"
     )
@@ -41,6 +44,12 @@ class ComputeSettings(Common):
     )
     attach_timeout: float = Field(
         300.0, gt=0, le=86_400, description="seconds to wait for the KV manager at the start"
+    )
+    reattach_timeout: float = Field(
+        15.0, ge=0, le=86_400, description="seconds to wait for a KV manager that died to be started again"
+    )
+    gateway_ttl: float = Field(
+        60.0, ge=0, le=86_400, description="seconds that the requests of a gateway that died run on"
     )
     shutdown_grace: float = Field(
         30.0, ge=0, le=86_400, description="seconds that running requests get after SIGTERM"

@@ -7,8 +7,8 @@ Pure. The daemon answers in the order of the numbers; an answer to n stands for 
 """
 
 from collections import deque
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 from compute.scheduler import Rejection, TokenEvent
 from kvmanager.errors import KvError
@@ -17,12 +17,13 @@ from kvmanager.messages import Acked, Commit, Numbered, OpenOrAdopt, Refusal, Se
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """One message on its way. `step` and `events`: what its acknowledgement lets out."""
+    """One message on its way. `step`, `events` and `rejections`: what its acknowledgement lets out."""
 
     number: int
     message: Numbered
     step: int = 0
     events: Sequence[TokenEvent] = ()
+    rejections: Sequence[Rejection] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +38,7 @@ class Shown:
 class Ledger:
     def __init__(self) -> None:
         self._held: deque[Held] = deque()
+        self.number = 0  # of the last message
         self._void: set[SequenceId] = (
             set()
         )  # forks that were refused: nothing said of them counts until they open
@@ -44,10 +46,22 @@ class Ledger:
     def __len__(self) -> int:
         return len(self._held)
 
+    def __iter__(self) -> Iterator[Held]:
+        """What is not acknowledged, oldest first."""
+        return iter(self._held)
+
     def sent(self, held: Held) -> None:
         self._held.append(held)
+        self.number = held.number
         if isinstance(held.message, OpenOrAdopt):
             self._void.discard(held.message.sequence)
+
+    def follow(self, events: Sequence[TokenEvent]) -> bool:
+        """Lets events out with the last message on its way; False if there is none."""
+        if self._held:
+            last = self._held[-1]
+            self._held[-1] = replace(last, events=(*last.events, *events))
+        return bool(self._held)
 
     def answered(self, number: int, refusals: Sequence[Refusal] = ()) -> list[Shown]:
         """Everything up to `number` is recorded, but for the refused entries of `number` itself."""
@@ -64,7 +78,7 @@ class Ledger:
         if refused and isinstance(held.message, Commit):
             forks = {entry.sequence for entry in held.message.entries if entry.fork is not None}
             self._void |= forks & refused.keys()
-        events, rejections = [], []
+        events, rejections = [], list(held.rejections)
         for event in held.events:
             if event.sequence in self._void:
                 if event.finish and not event.token_ids:

@@ -8,8 +8,6 @@ Shown after recorded: Tokens of a step leave when its commit was acknowledged. E
 """
 
 import time
-from collections import defaultdict
-from collections.abc import Iterable
 from dataclasses import replace
 from enum import Enum
 from typing import Final
@@ -17,9 +15,10 @@ from typing import Final
 import structlog
 import zmq
 
-from compute.codec import encode_rejected, encode_tokens
+from compute.audience import Audience
+from compute.comeback import Comeback
 from compute.front import Front
-from compute.ledger import Held, Ledger, Shown
+from compute.ledger import Shown
 from compute.mailbox import (
     Applied,
     Canceled,
@@ -36,16 +35,17 @@ from compute.mailbox import (
 )
 from compute.report import log_end
 from compute.request import Request
-from compute.scheduler import Outcome, Rejection, TokenEvent
+from compute.scheduler import Outcome, Rejection
+from compute.uplink import Uplink
 from compute.worker import Worker
 from kvmanager.client import Attachment, DaemonLink
 from kvmanager.errors import KvError, Unavailable
 from kvmanager.messages import (
     Acked,
     Commit,
+    Fenced,
     FinishReason,
     Heartbeat,
-    Numbered,
     Release,
     Reply,
     SequenceId,
@@ -77,29 +77,35 @@ class Link:
         attachment: Attachment,
         worker: Worker,
         mail: tuple[Inbox[ToStep], Outbox[ToLink]],
+        *,
+        comeback: Comeback | None = None,
+        gateway_ttl_s: float = 60.0,
     ) -> None:
+        """Without `comeback` the daemon's end is this worker's. A gateway that is gone has `gateway_ttl_s` to be
+        replaced before its sequences end."""
         self._front = front
-        self._daemon = daemon
-        self._attachment = attachment
         self._worker = worker
         self._inbox, self._outbox = mail
-        self._ledger = Ledger()
-        self._owners: dict[SequenceId, bytes] = {}
+        self._poller = zmq.Poller()
+        self._poller.register(front.socket, zmq.POLLIN)
+        self._poller.register(self._outbox.fileno(), zmq.POLLIN)
+        self._daemon = Uplink(daemon, attachment, self._poller, comeback)
+        self._audience = Audience(front, gateway_ttl_s)
         self._drain_until: float | None = None
         self._end: End | None = None
         self.error: BaseException | None = None  # with DAEMON_GONE and CRASHED: what happened
         self._state = WorkerState.WARMING
         self._asked = 0  # times `stop` was called
         self._next_beat = 0.0
-        self._poller = zmq.Poller()
-        self._poller.register(front.socket, zmq.POLLIN)
-        self._poller.register(attachment.fileno(), zmq.POLLIN)
-        self._poller.register(self._outbox.fileno(), zmq.POLLIN)
 
     def stop(self) -> None:
         """Drain and end; called again: end at once. For signal handlers."""
         self._asked += 1
         self._outbox.wake()
+
+    def close(self, linger_ms: int = 0) -> None:
+        """The connection to the daemon; what was sent and is not out yet has this much time."""
+        self._daemon.close(linger_ms)
 
     def run(self, grace_s: float) -> End:
         """Until the end, and tells every open request about it."""
@@ -125,51 +131,24 @@ class Link:
 
     def _wait(self) -> None:
         """Sleeps until something arrives or the next heartbeat is due."""
-        self._poller.register(self._daemon.socket, self._daemon.events)
+        self._daemon.poll()
         due = min(self._next_beat, self._drain_until or self._next_beat)
         ready = dict(self._poller.poll(max(0, int((due - time.monotonic()) * 1000) + 1)))
-        if self._attachment.fileno() in ready:
-            self._fail(End.DAEMON_GONE, Unavailable("the KV manager closed the attachment"))
+        if self._daemon.ended(ready):
+            try:
+                self._daemon.lose(self._outbox.wake)
+            except KvError as error:
+                self._fail(End.DAEMON_GONE, error)
 
     # ------------------------------------------------------------------------------------------- gateways
 
     def _from_gateways(self) -> None:
         for message in self._front.receive():
             if isinstance(message, Request):
-                self._submit(message)
-            elif message.sequence in self._owners:
+                if self._audience.joins(message):
+                    self._inbox.put(Submitted(message))
+            elif message.sequence in self._audience:
                 self._inbox.put(message)
-
-    def _submit(self, request: Request) -> None:
-        """A sequence that is live already is the same message again: ignored."""
-        if request.sequence not in self._owners:
-            self._owners[request.sequence] = request.client
-            self._inbox.put(Submitted(request))
-
-    def _show(self, step: int, events: Iterable[TokenEvent]) -> None:
-        """One Tokens message for each gateway."""
-        by_client = defaultdict(list)
-        for event in events:
-            if event.sequence in self._owners:
-                by_client[event.client].append(event)
-            if event.finish:
-                self._owners.pop(event.sequence, None)
-        for client, own in by_client.items():
-            if not all(self._front.send(client, frame) for frame in encode_tokens(step, own)):
-                self._lost(client)
-
-    def _reject(self, rejection: Rejection) -> None:
-        client = self._owners.pop(rejection.sequence, None)
-        if client is not None and not self._front.send(client, encode_rejected(rejection)):
-            self._lost(client)
-
-    def _lost(self, client: bytes) -> None:
-        """Nobody reads what its sequences would give."""
-        orphans = [sequence for sequence, owner in self._owners.items() if owner == client]
-        log.warning("a gateway is gone", gateway=client.hex()[:8], canceled=len(orphans))
-        for sequence in orphans:
-            del self._owners[sequence]
-            self._inbox.put(Canceled(sequence, FinishReason.CANCELLED))
 
     # -------------------------------------------------------------------------------------------- daemon
 
@@ -182,23 +161,20 @@ class Link:
 
     def _heard(self, number: int, reply: Reply) -> None:
         acked = reply if isinstance(reply, Acked) else Acked()
-        for shown in self._ledger.answered(number, acked.refusals):
+        for shown in self._daemon.ledger.answered(number, acked.refusals):
             self._recorded(shown, acked if shown.held.number == number else Acked())
         if reply is not acked:
             self._inbox.put(reply if number else Unasked(reply))
 
     def _recorded(self, shown: Shown, acked: Acked) -> None:
-        self._show(shown.held.step, shown.events)
+        self._audience.show(shown.held.step, shown.events)
         for rejection in shown.rejections:
-            self._reject(rejection)
+            self._audience.reject(rejection)
         message = shown.held.message
-        if isinstance(message, Commit | Release):
+        if isinstance(message, Commit | Release | Fenced):
             self._inbox.put(Applied(message, acked))
         for refusal in acked.refusals:
             log.error("the KV manager refused", what=type(message).__name__, reason=refusal.message)
-
-    def _send(self, message: Numbered, step: int = 0, events: Iterable[TokenEvent] = ()) -> None:
-        self._ledger.sent(Held(self._daemon.send(message), message, step, tuple(events)))
 
     # --------------------------------------------------------------------------------------- step thread
 
@@ -208,7 +184,7 @@ class Link:
                 match item:
                     case Orders(messages):
                         for message in messages:
-                            self._send(message)
+                            self._daemon.send(message)
                     case Outcome():
                         self._say(item)
                     case Crashed(error):
@@ -218,13 +194,18 @@ class Link:
 
     def _say(self, outcome: Outcome) -> None:
         if outcome.commit is not None:
-            self._send(outcome.commit, outcome.commit.step, outcome.events)
-        else:
-            self._show(self._worker.scheduler.progress.step, outcome.events)
+            self._daemon.send(outcome.commit, outcome.commit.step, outcome.events)
+        elif not self._daemon.ledger.follow(outcome.events):  # what they say again may not be recorded yet
+            self._audience.show(self._worker.scheduler.progress.step, outcome.events)
         if outcome.release is not None:
-            self._send(outcome.release)
+            self._daemon.send(outcome.release)
+        for ref, rejection in ((one.ref, one.rejection) for one in outcome.handed_over):
+            if ref.epoch:
+                self._daemon.send(Fenced(sequence=ref.sequence, epoch=ref.epoch), rejections=(rejection,))
+            else:
+                self._audience.reject(rejection)  # the daemon has no record of it
         for rejection in outcome.rejections:
-            self._reject(rejection)
+            self._audience.reject(rejection)
         for ended in outcome.ended:
             log_end(ended)
 
@@ -234,8 +215,12 @@ class Link:
         now = time.monotonic()
         if now >= self._next_beat:
             self._next_beat = now + HEARTBEAT_S
+            self._audience.expire(now, self._abandon)
             self._note_state()
             self._daemon.heartbeat(heartbeat(self._worker))
+
+    def _abandon(self, sequence: SequenceId) -> None:
+        self._inbox.put(Canceled(sequence, FinishReason.CANCELLED))
 
     def _note_state(self) -> None:
         if self._state is WorkerState.WARMING and self._worker.state is WorkerState.READY:
@@ -244,7 +229,7 @@ class Link:
 
     def _heed_stop(self, grace_s: float) -> None:
         if self._asked and self._drain_until is None:
-            log.info("draining", open_requests=len(self._owners), grace_s=grace_s)
+            log.info("draining", open_requests=len(self._audience), grace_s=grace_s)
             self._drain_until = time.monotonic() + grace_s
             self._inbox.put(Draining())
             self._next_beat = 0.0
@@ -260,23 +245,25 @@ class Link:
 
     def _drained(self) -> bool:
         """Nothing is open and everything is recorded. A worker that still loads has nothing to finish."""
-        if self._owners:
+        if len(self._audience):
             return False
         state = self._worker.state
-        return state is WorkerState.WARMING or (state is WorkerState.DRAINING and not len(self._ledger))
+        return state is WorkerState.WARMING or (
+            state is WorkerState.DRAINING and not len(self._daemon.ledger)
+        )
 
     def _fail(self, end: End, error: BaseException) -> None:
         """The first reason counts. A drained worker misses nothing when its daemon goes at the same time."""
-        if self._end is None and self._asked and end is End.DAEMON_GONE and not self._owners:
+        if self._end is None and self._asked and end is End.DAEMON_GONE and not len(self._audience):
             self._end = End.DRAINED
         if self._end is None:
             self._end, self.error = end, error
 
     def _tell_all(self, end: End) -> None:
         """Nobody is left without an answer."""
-        failed: KvError = KvError(end.value) if end is End.CRASHED else Unavailable(end.value)
-        for sequence, client in list(self._owners.items()):
-            self._reject(
+        failed = Unavailable(end.value)  # another worker may adopt them
+        for sequence, client in self._audience.items():
+            self._audience.reject(
                 Rejection(sequence=sequence, client=client, code=failed.code, message=failed.message)
             )
 
@@ -295,6 +282,8 @@ def heartbeat(worker: Worker) -> Heartbeat:
         steps_waited=progress.steps_waited,
         wait_p99_ms=progress.wait_p99_ms,
         preemptions=progress.preemptions,
+        replayed=progress.replayed,
+        reprefilled=progress.reprefilled,
         prompt_tokens=progress.prompt_tokens,
         generation_tokens=progress.generation_tokens,
     )

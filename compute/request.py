@@ -50,3 +50,5 @@ class Request:
     tenant: bytes = bytes(32)
     record: bytes = b""  # the Submit without its prompt, kept by the daemon for an adopter
     client: bytes = b""
+    adopt: bool = False  # it was submitted before: its record decides how it goes on
+    output: Sequence[int] = ()  # with adopt: tokens that were shown, for a daemon without its record

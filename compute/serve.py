@@ -18,6 +18,7 @@ import torch
 import zmq
 
 from compute.codec import Bounds
+from compute.comeback import Comeback
 from compute.config import ComputeSettings
 from compute.device import peak_bytes, resolve, uuid_of
 from compute.fingerprint import fingerprint
@@ -138,12 +139,16 @@ def run(
     scheduler = Scheduler(limits(settings, config, attachment.num_blocks))
     worker = Worker(scheduler, loader(settings, config, attachment), inbox, outbox)
     daemon = DaemonLink(context, settings.sockets, attachment)
-    link = Link(front, daemon, attachment, worker, (inbox, outbox))
+    comeback = Comeback(
+        context, settings.sockets, attachment.spec, attachment.nonce, settings.reattach_timeout
+    )
+    mail, ttl = (inbox, outbox), settings.gateway_ttl
+    link = Link(front, daemon, attachment, worker, mail, comeback=comeback, gateway_ttl_s=ttl)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, stopper(link))
     worker.start()
     end = link.run(settings.shutdown_grace)
-    daemon.close(LAST_WORDS_MS if end is End.DRAINED else 0)
+    link.close(LAST_WORDS_MS if end is End.DRAINED else 0)
     report(end, link.error)
     code = EXIT_CODES[end]
     if not worker.join(JOIN_S if end is not End.AT_ONCE else 0.2):
@@ -161,6 +166,7 @@ def limits(settings: ComputeSettings, config: ModelConfig, num_blocks: int) -> L
         eos_ids=config.eos_ids,
         vocab_size=config.vocab_size,
         max_waiting=settings.max_waiting,
+        prefix_caching=settings.enable_prefix_caching,
     )
 
 

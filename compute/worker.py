@@ -31,7 +31,20 @@ from compute.mailbox import (
 from compute.plan import StepPlan, StepResult
 from compute.scheduler import Outcome, Scheduler
 from kvmanager.errors import KvError
-from kvmanager.messages import Drain, Granted, Opened, Refused, Reply, Revoke, Wait, WorkerState
+from kvmanager.messages import (
+    Drain,
+    Granted,
+    Handover,
+    Holdings,
+    Opened,
+    Refused,
+    Reply,
+    Resume,
+    Retry,
+    Revoke,
+    Wait,
+    WorkerState,
+)
 
 MAX_UNACKED: Final = 2048  # messages: more than 2 s of the fastest steps, less than the link's queue
 WARM_UP_S: Final = 5.0  # at most this long for blocks to warm up with
@@ -170,8 +183,10 @@ class Worker:
             self._outbox.put(Orders(orders))
 
     def _say(self, outcome: Outcome) -> None:
-        self._unacked += (outcome.commit is not None) + (outcome.release is not None)
-        if outcome.commit or outcome.release or outcome.events or outcome.rejections or outcome.ended:
+        told = sum(1 for one in outcome.handed_over if one.ref.epoch)
+        self._unacked += (outcome.commit is not None) + (outcome.release is not None) + told
+        said = outcome.commit or outcome.release or outcome.events or outcome.rejections or outcome.ended
+        if said or outcome.handed_over:
             self._outbox.put(outcome)
 
     # -------------------------------------------------------------------------------------------- in
@@ -213,10 +228,21 @@ class Worker:
         match reply:
             case Granted():
                 self.scheduler.topped_up(reply)
+            case Holdings(blocks=blocks):
+                self.scheduler.reconcile(blocks)
             case Revoke(sequence=sequence, epoch=epoch):
                 self.scheduler.revoke(sequence, epoch, now_ns)
+            case Retry(sequence=sequence):
+                self.scheduler.retry(sequence)
             case Drain():
                 self._drain()
+            case Handover():
+                self._drain()
+                self.scheduler.hand_over()
+            case Resume():
+                self.state = WorkerState.READY
+                self.scheduler.resume()
+                self._outbox.wake()
             case _:
                 raise KvError(f"the daemon sent {type(reply).__name__} unasked")
 

@@ -8,7 +8,15 @@ from typing import Any, Final
 import click
 from google.protobuf.json_format import MessageToJson
 
-from gateway.client import CallError, Chunk, Client, DeadlineExpired, InvalidRequest, Unreachable
+from gateway.client import (
+    RESUME_SECONDS,
+    CallError,
+    Chunk,
+    Client,
+    DeadlineExpired,
+    InvalidRequest,
+    Unreachable,
+)
 from holdfast.v1 import generate_pb2 as pb
 
 EXIT: Final = ((InvalidRequest, 1), (Unreachable, 4), (DeadlineExpired, 5), (CallError, 1))
@@ -24,6 +32,13 @@ INTERRUPTED: Final = 130
 @click.option("--stop", multiple=True, help="a stop string; may be given several times")
 @click.option("--chat", is_flag=True, help="send the prompt as a user's message, through the chat template")
 @click.option("--timeout", type=float, help="deadline in seconds [none]")
+@click.option(
+    "--resume-timeout",
+    type=click.FloatRange(0),
+    default=RESUME_SECONDS,
+    show_default=True,
+    help="seconds to take up a broken stream again; 0: never",
+)
 @click.option("--target", default="127.0.0.1:50051", show_default=True, help="host:port of the gateway")
 @click.option("--api-key", envvar="HOLDFAST_API_KEY", help="[$HOLDFAST_API_KEY]")
 @click.option("--json", "as_json", is_flag=True, help="one JSON object a line instead of text")
@@ -52,12 +67,16 @@ async def stream(
     prompt: Any, target: str, api_key: str | None, as_json: bool, options: dict[str, Any]
 ) -> None:
     async with Client(target, api_key) as client:
-        async for chunk in client.generate(prompt, on_retry=say_retry, **options):
+        async for chunk in client.generate(prompt, on_retry=say_retry, on_resume=say_resume, **options):
             show(chunk, as_json)
 
 
 def say_retry(error: Unreachable, attempt: int, attempts: int) -> None:
     click.echo(f"{error}; trying again ({attempt} of {attempts})", err=True)
+
+
+def say_resume(error: CallError, seconds: float) -> None:
+    click.echo(f"\n{error}; trying for {seconds:g} s to get the rest", err=True)
 
 
 def show(chunk: Chunk, as_json: bool) -> None:

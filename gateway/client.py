@@ -11,14 +11,14 @@
     ├── InvalidRequest         a field is malformed or out of bounds, or the request can never fit
     ├── Unauthenticated
     ├── Busy                   RESOURCE_EXHAUSTED: try again later
-    ├── Unreachable            UNAVAILABLE: nothing was generated; retried here first, a bounded number of times
+    ├── Unreachable            UNAVAILABLE: nothing was delivered; retried here first, a bounded number of times
     ├── DeadlineExpired
-    └── Broken                 ABORTED: the stream ended after its first token
+    └── Broken                 the stream ended after its first token, and could not be resumed within a bound
 """
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Final, Self
 
@@ -39,6 +39,7 @@ from gateway.client_calls import (
     to_chunk,
     to_error,
 )
+from gateway.client_resume import OnResume, OnRetry, Received, Tries
 from holdfast.v1 import generate_pb2 as pb
 from holdfast.v1 import generate_pb2_grpc as pb_grpc
 
@@ -55,15 +56,16 @@ __all__ = [
     "Unreachable",
 ]
 
-OnRetry = Callable[[Unreachable, int, int], None]
-
 RETRIES: Final = 3
-RETRY_SECONDS: Final = 0.5
-MAX_RETRY_SECONDS: Final = 10.0
+RESUME_SECONDS: Final = 60.0  # a service without a gateway keeps sequences running for as long
 OPTIONS: Final = (
     ("grpc.max_receive_message_length", 64 * 2**20),
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_permit_without_calls", 1),
+    # A gateway that is started again is found soon.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 2_000),
 )
 
 
@@ -81,36 +83,44 @@ class Client:
         *,
         timeout: float | None = None,
         retries: int = RETRIES,
+        resume_timeout: float = RESUME_SECONDS,
         on_retry: OnRetry | None = None,
+        on_resume: OnResume | None = None,
         **options: Any,
     ) -> AsyncIterator[Chunk]:
         """Streams chunks. `options` are fields of SamplingParams, StoppingCriteria, ResponseOptions, and
         request_id, model, priority, add_generation_prompt. `timeout` in seconds, for each attempt.
 
         `on_retry(error, attempt, attempts)` hears of each attempt but the first, before the pause that precedes it:
-        why, its number (2, 3, …), and how many there are at most.
+        why, its number (2, 3, …), and how many there are at most. A stream that breaks after its first chunk is
+        resumed, and every token comes once; `on_resume(error, resume_timeout)` hears of the break. Broken is raised
+        when no chunk came within `resume_timeout` seconds of it; 0: at once.
         """
         request = build_request(prompt, options)
         request.request_id = request.request_id or secrets.token_hex(16)
-        for attempt in range(retries + 1):
+        received, tries = Received(request), Tries(retries, resume_timeout, on_retry, on_resume)
+        while True:
             try:
-                async for chunk in self._attempt(request, timeout):
-                    yield chunk
+                async for message in self._attempt(received.next_request(), timeout):
+                    if received.take(message):
+                        tries.went_on()
+                        yield to_chunk(message)
                 return
-            except Unreachable as error:  # never after a chunk: `_attempt` turns it into Broken
-                if attempt == retries:
-                    raise
-                if on_retry:
-                    on_retry(error, attempt + 2, retries + 1)
-                await asyncio.sleep(min(error.retry_seconds or RETRY_SECONDS, MAX_RETRY_SECONDS))
+            except CallError as error:
+                if received.everything:
+                    return  # only the status was lost
+                pause = tries.after(error, received.anything)
+            await asyncio.sleep(pause)
 
-    async def _attempt(self, request: pb.GenerateRequest, timeout: float | None) -> AsyncIterator[Chunk]:
+    async def _attempt(
+        self, request: pb.GenerateRequest, timeout: float | None
+    ) -> AsyncIterator[pb.GenerateResponse]:
         call = self._stub.Generate(request, timeout=timeout, metadata=self._metadata)
-        shown = False
+        shown = bool(request.resume)
         try:
             async for message in call:
                 shown = True
-                yield to_chunk(message)
+                yield message
         except grpc.aio.AioRpcError as error:
             raise await to_error(error, call, shown) from None
         finally:

@@ -126,7 +126,9 @@ def to_chunk(message: pb.GenerateResponse) -> Chunk:
 
 
 async def to_error(error: grpc.aio.AioRpcError, call: Any, shown: bool) -> CallError:
-    """The typed error of a status. A connection lost in mid-stream is Broken: a retry would begin again."""
+    """The typed error of a status. `shown`: chunks of the request were handed on, so that what would be a reason to
+    send it again is Broken.
+    """
     reason, details, retry = "", {}, None
     status = await rpc_status.aio.from_call(call)
     for item in status.details if status else ():
@@ -136,8 +138,7 @@ async def to_error(error: grpc.aio.AioRpcError, call: Any, shown: bool) -> CallE
         elif item.Unpack(delay):
             retry = delay.retry_delay.ToMilliseconds() / 1000
     kind = ERRORS.get(error.code(), CallError)
-    found = (Broken if shown and kind is Unreachable else kind)(
-        error.code(), error.details() or error.code().name, reason, details
-    )
+    broken = shown and (kind is Unreachable or reason == "REQUEST_UNKNOWN")
+    found = (Broken if broken else kind)(error.code(), error.details() or error.code().name, reason, details)
     found.retry_seconds = retry
     return found

@@ -2,7 +2,7 @@
 
 Once the doors are closed a request is refused as UNAVAILABLE in our own words: gRPC's server, told to stop, would cut
 it off with a bare CANCELLED. Whoever is inside may finish within the grace and is then shown out: UNAVAILABLE if the
-client has heard nothing and may send the request again, ABORTED if it has.
+client has heard nothing and may send the request again, ABORTED if it has and may resume it elsewhere.
 """
 
 import asyncio
@@ -21,6 +21,13 @@ class Visit:
 
     heard: bool = False
     time: asyncio.Timeout = field(default_factory=lambda: asyncio.timeout(None))
+    refusal: Refusal | None = None  # why it is shown out
+
+    def show_out(self, refusal: Refusal) -> None:
+        """Ends the call with `refusal`, wherever it waits."""
+        self.refusal = self.refusal or refusal
+        if not self.time.expired():
+            self.time.reschedule(0)
 
 
 class Doors:
@@ -50,7 +57,8 @@ class Doors:
         except TimeoutError:
             if not visit.time.expired():
                 raise  # somebody else's
-            raise shown_out(visit) from None
+            assert visit.refusal is not None
+            raise visit.refusal from None
         finally:
             self._inside.discard(visit)
             if not self._inside:
@@ -62,14 +70,14 @@ class Doors:
         with suppress(TimeoutError):
             await asyncio.wait_for(self._empty.wait(), grace)
         for visit in self._inside:
-            visit.time.reschedule(0)
+            visit.show_out(shut_down(visit))
 
 
-def shown_out(visit: Visit) -> Refusal:
+def shut_down(visit: Visit) -> Refusal:
     if not visit.heard:
         return unavailable("SHUTTING_DOWN", "the gateway shut down before the first token")
     return Refusal(
         grpc.StatusCode.ABORTED,
         "SHUTTING_DOWN",
-        "the gateway shut down after the first token; output is incomplete",
+        "the gateway shut down after the first token; another one can resume the request",
     )

@@ -1,29 +1,33 @@
 """The live workers and who runs which sequence: snapshots, links, dispatch. Which worker is `routing`'s choice.
 
-Membership is reconciled with a snapshot every 250 ms; there are no events. A daemon that does not answer changes
-nothing here: workers stay as last seen, and `serving` turns false.
+Membership is reconciled with a snapshot that the daemon answers when membership changes, or after 200 ms; so a death is
+known here as soon as there, and loads are fresh. A daemon that does not answer changes nothing here: workers stay as
+last seen, and `serving` turns false.
 """
 
 import asyncio
 import time
 from collections import Counter
 from collections.abc import Collection, Iterable
+from functools import partial
 from typing import Final, Protocol
 
 import structlog
 import zmq.asyncio
 
 from gateway import membership
-from gateway.membership import Daemon, Recorded
+from gateway.membership import Daemon, Found, Recorded
 from gateway.routing import ANSWER_SECONDS, Members, Pool, Worker, WorkerKey, choose
 from gateway.workers import Rejection, Submission, TokensEntry, WorkerLink
 from kvmanager.errors import KvError
 from kvmanager.messages import FinishReason
 
-SNAPSHOT_SECONDS: Final = 0.25
-SNAPSHOT_TIMEOUT: Final = 0.8
+PAUSE_SECONDS: Final = (
+    0.005  # between an answer and the next question: a bound, should every answer come at once
+)
+AWAY_SECONDS: Final = 0.25  # between questions to a daemon that does not answer
+SNAPSHOT_TIMEOUT: Final = 0.8  # three times the daemon's beat, and some
 RECORD_TIMEOUT: Final = 1.0
-EVERYTHING: Final = 0  # the snapshot's version that gives workers and pools whatever their version is
 
 
 class Sink(Protocol):
@@ -37,7 +41,7 @@ class Sink(Protocol):
         """The worker is gone; nothing more will be heard of this sequence."""
 
     def tick(self, now: float) -> None:
-        """Every snapshot."""
+        """Every snapshot, or in its place when there is none."""
 
 
 class Fleet:
@@ -53,6 +57,7 @@ class Fleet:
         self._changed = asyncio.Event()
         self._closing: set[asyncio.Task[None]] = set()
         self._answered = float("-inf")
+        self._version = 0
         self._said = ""
         self._log = structlog.get_logger()
         self.members = Members()
@@ -62,28 +67,30 @@ class Fleet:
     async def run(self) -> None:
         """Reconciles for ever."""
         while True:
-            began = time.monotonic()
-            await self.refresh()
-            await asyncio.sleep(max(0.0, SNAPSHOT_SECONDS - (time.monotonic() - began)))
+            await asyncio.sleep(PAUSE_SECONDS if await self.refresh() else AWAY_SECONDS)
 
-    async def refresh(self) -> None:
-        """One snapshot, or a word in the log that the daemon is away."""
+    async def refresh(self) -> bool:
+        """One snapshot, once it says something new or the daemon's beat passed; or a word in the log, and False."""
         try:
-            snapshot = await self._daemon.snapshot(EVERYTHING, SNAPSHOT_TIMEOUT)
+            snapshot = await self._daemon.snapshot(self._version, SNAPSHOT_TIMEOUT, wait=True)
         except KvError as error:
             self._say("waiting for the KV manager", reason=error.message)
+            answered = False
         else:
-            self._answered = time.monotonic()
+            answered, self._answered, self._version = True, time.monotonic(), snapshot.version
             self._reconcile(membership.from_snapshot(snapshot))
         for _, sink in list(self._sinks.values()):
             sink.tick(time.monotonic())
+        return answered
 
     def _reconcile(self, members: Members) -> None:
         self.members = members
         self._drop([key for key in self._links if members.gone(key)])
         for worker in members.workers.values():
             if worker.alive and worker.key not in self._links:
-                self._links[worker.key] = WorkerLink(self._context, worker.endpoint, self._receive)
+                self._links[worker.key] = WorkerLink(
+                    self._context, worker.endpoint, partial(self._receive, worker.key)
+                )
         ready = len(members.ready(self._model))
         self._say("a worker is ready" if ready else "waiting for a worker", model=self._model)
         self._changed.set()
@@ -119,11 +126,12 @@ class Fleet:
         deadline = time.monotonic() + timeout
         while (worker := choose(self.members, self._model, self._own, avoid)) is None:
             left = deadline - time.monotonic()
-            if left <= 0 or not await self._change_within(left):
+            if left <= 0 or not await self.change_within(left):
                 return None
         return worker, self.members.pools[worker.pool]
 
-    async def _change_within(self, seconds: float) -> bool:
+    async def change_within(self, seconds: float) -> bool:
+        """Waits for the next snapshot; False if none came in time."""
         try:
             async with asyncio.timeout(seconds):
                 await self._changed.wait()
@@ -142,12 +150,18 @@ class Fleet:
         link = self._links.get(worker)
         if link is None or not link.submit(submission):
             return False
+        self.forget(submission.sequence)
         self._sinks[submission.sequence] = worker, sink
         self._own[worker] += 1
         return True
 
-    def forget(self, sequence: bytes) -> WorkerKey | None:
-        """Nobody listens to `sequence` any more; the worker that had it, if it was known."""
+    def forget(self, sequence: bytes, sink: Sink | None = None) -> WorkerKey | None:
+        """Nobody listens to `sequence` any more; the worker that had it, if it was known.
+
+        With `sink`: only if it is the one that listens.
+        """
+        if sink is not None and self._sinks.get(sequence, (None, None))[1] is not sink:
+            return None
         worker, _ = self._sinks.pop(sequence, (None, None))
         if worker is not None:
             self._own[worker] -= 1
@@ -155,9 +169,9 @@ class Fleet:
                 del self._own[worker]
         return worker
 
-    def cancel(self, sequence: bytes, reason: FinishReason) -> None:
-        """Forgets the sequence and tells its worker, at once."""
-        worker = self.forget(sequence)
+    def cancel(self, sequence: bytes, sink: Sink, reason: FinishReason) -> None:
+        """Forgets the sequence and tells its worker, at once; unless another than `sink` listens to it now."""
+        worker = self.forget(sequence, sink)
         if worker is not None and worker in self._links:
             self._links[worker].cancel(sequence, reason)
 
@@ -165,11 +179,17 @@ class Fleet:
         """The daemon's record of `sequence` from position `first` on; KvError if it cannot be read."""
         return await membership.read_record(self._daemon, sequence, first, RECORD_TIMEOUT)
 
-    def _receive(self, message: TokensEntry | Rejection) -> None:
+    async def find(self, request_id: str, tenant: bytes) -> list[Found]:
+        """The daemon's records of a request; KvError if it cannot be asked."""
+        return await membership.find_request(self._daemon, request_id, tenant, RECORD_TIMEOUT)
+
+    def _receive(self, worker: WorkerKey, message: TokensEntry | Rejection) -> None:
         found = self._sinks.get(message.sequence)
         if found is None:
             return  # cancelled a moment ago
         if isinstance(message, Rejection):
+            if found[0] != worker:
+                return  # it was asked for, and has gone elsewhere since
             self.forget(message.sequence)
             found[1].rejected(message)
         else:

@@ -1,128 +1,70 @@
-"""One request from Submit to its last message: n indexes on one worker, and what happens when that worker goes.
+"""One request from Submit to its last message: its indexes' messages, and what must be read from the daemon's record.
 
-Before anything was shown, a lost worker costs time only: the request is submitted again, as new sequences, with the
-same seeds. After that, what the daemon has recorded is still delivered; then the request ends ABORTED, unless the
-record holds its end. (Another worker's adoption of a running sequence is not built yet.)
+Where the indexes run, and what happens when a worker goes, is `placement`. Here a lost worker is a pause. When none
+is found in time, what the daemon has recorded is still delivered; then the request fails as a whole.
 """
 
 import asyncio
 import secrets
 import time
+from collections.abc import Sequence
 from typing import Final
 
 import grpc
 
-from gateway.errors import Refusal, from_wire, internal, unavailable, worker_lost
+from gateway.errors import Refusal, internal
 from gateway.fleet import Fleet
 from gateway.index import Index
+from gateway.membership import Recorded
 from gateway.output import Output
-from gateway.routing import Worker, WorkerKey
+from gateway.placement import Binding, Placement, sequence_id
+from gateway.routing import WorkerKey
 from gateway.tokenizer import TextCodec
 from gateway.validate import Plan
 from gateway.workers import Submission, pack_ids
 from holdfast.mix import mix
 from holdfast.v1 import generate_pb2 as pb
-from kvmanager.errors import Fenced, KvError, NotFound, Unavailable
+from kvmanager.errors import KvError, NotFound
 from kvmanager.messages import FinishReason
 
-WORKER_GONE: Final = frozenset({Unavailable.code, Fenced.code})
-GENUINE: Final = frozenset({FinishReason.STOP, FinishReason.EOS, FinishReason.LENGTH})
-RETRY_SECONDS: Final = 0.2  # between attempts on the same worker, and reads of the record
+RETRY_SECONDS: Final = 0.2  # between reads of the record
 
 
 class Generation:
-    """Call `start`, then `next` until it gives nothing; `close` in any case."""
+    """`place` or `scatter` it, then call `next` until it gives nothing; `close` or `leave` in any case."""
 
     def __init__(
         self,
         fleet: Fleet,
-        codec: TextCodec | None,
-        plan: Plan,
-        *,
-        request_id: str,
-        tenant: bytes,
+        bindings: Sequence[Binding],
+        wake: asyncio.Event,
         worker_wait: float,
         arrival_ns: int,
     ) -> None:
         self._fleet = fleet
-        self._plan = plan
-        self._request_id = request_id
-        self._tenant = tenant
         self._worker_wait = worker_wait
-        self._arrival_ns = arrival_ns
-        self._wake = asyncio.Event()
-        self._avoid: set[WorkerKey] = set()
-        self._give_up: float | None = None
-        self._prompt = pack_ids(tuple(plan.prompt))
-        self.indexes = [self._index(number, codec) for number in range(plan.n)]
-        self._open = list(self.indexes)
+        self._arrival = arrival_ns / 1e9
+        self._wake = wake
+        self._parting = False
+        self._placement = Placement(fleet, bindings, worker_wait, wake)
+        self.indexes = [binding.index for binding in bindings]
 
-    def _index(self, number: int, codec: TextCodec | None) -> Index:
-        plan, stopping = self._plan, self._plan.stopping
-        detokenizer = codec.stream(plan.prompt, plan.skip_special_tokens) if codec else None
-        output = Output(detokenizer, stopping.stop, stopping.include_stop_in_output, stopping.min_tokens)
-        return Index(number, self._request_id, plan, output, self._wake)
+    @property
+    def _open(self) -> Sequence[Binding]:
+        return self._placement.open
 
     @property
     def waiting(self) -> int:
         """Indexes without a first token."""
-        return sum(not index.first_at for index in self._open)
+        return sum(index.track.known == index.track.prompt_len for index in self.indexes)
 
-    @property
-    def shown(self) -> bool:
-        return any(index.output.count for index in self.indexes)
+    def place(self, worker: WorkerKey) -> None:
+        """Submits every open index to `worker`, or to another if it is gone."""
+        self._placement.submit(worker)
 
-    # ------------------------------------------------------------------------------------ submit
-
-    async def start(self, worker: Worker) -> None:
-        """Submits every index to `worker`, or to another if it is gone; Refusal UNAVAILABLE without any."""
-        if not self._submit(worker):
-            await self._resubmit()
-
-    def _submit(self, worker: Worker) -> bool:
-        group = secrets.token_bytes(16)
-        self._avoid.add(worker.key)
-        return all(self._submit_index(index, group, worker) for index in self._open)
-
-    def _submit_index(self, index: Index, group: bytes, worker: Worker) -> bool:
-        plan = self._plan
-        index.reset(secrets.token_bytes(16))
-        sampling = pb.SamplingParams()
-        sampling.CopyFrom(plan.sampling)
-        sampling.seed = mix(plan.seed, index.number)
-        submission = Submission(
-            sequence=index.sequence,
-            group=group,
-            index=index.number,
-            n=plan.n,
-            request_id=self._request_id,
-            token_ids=self._prompt,
-            sampling=sampling,
-            stopping=plan.stopping,
-            logprobs=plan.logprobs,
-            prompt_logprobs=plan.prompt_logprobs if index.number == 0 else 0,
-            priority=plan.priority,
-            arrival_ns=self._arrival_ns,
-            tenant=self._tenant,
-        )
-        return self._fleet.submit(worker.key, submission, index)
-
-    async def _resubmit(self) -> None:
-        """To another worker within `worker_wait` of the first loss; an avoided one only if there is no other."""
-        self._give_up = self._give_up or time.monotonic() + self._worker_wait
-        while True:
-            self._cancel_open()
-            picked = await self._fleet.pick(self._avoid, self._give_up - time.monotonic())
-            if picked is None or time.monotonic() > self._give_up:
-                raise unavailable("NO_WORKER", "no worker took the request in time")
-            if picked[0].key in self._avoid:
-                await asyncio.sleep(RETRY_SECONDS)
-            if self._submit(picked[0]):
-                return
-
-    def _cancel_open(self) -> None:
-        for index in self._open:
-            self._fleet.cancel(index.sequence, FinishReason.CANCELLED)
+    def scatter(self) -> None:
+        """Submits every open index to whichever worker is ready."""
+        self._placement.scatter()
 
     # ------------------------------------------------------------------------------------ stream
 
@@ -133,87 +75,144 @@ class Generation:
         """
         while self._open:
             self._wake.clear()
-            await self._mend()
-            found = [message for index in self._open for message in index.drain(self._arrival_ns / 1e9)]
+            await self._read_records()
+            found = [message for binding in self._open for message in binding.index.drain(self._arrival)]
             self._settle()
             if found:
                 return found
-            if any(index.doomed for index in self._open):
-                raise worker_lost()
-            await self._wake.wait()
+            if self._placement.failure is not None and self._open:
+                raise self._placement.failure
+            if self._open:
+                await self._wake.wait()
         return []
 
     def _settle(self) -> None:
-        """Lets go of finished indexes; a worker whose index ended by a stop string is told."""
-        for index in [index for index in self._open if index.finish]:
-            self._open.remove(index)
-            if index.track.final is None:
-                self._fleet.cancel(index.sequence, FinishReason.STOP)
-            else:
-                self._fleet.forget(index.sequence)
-            if index.finish is FinishReason.ERROR and self._plan.n == 1:
+        """Lets go of finished indexes."""
+        for binding in [binding for binding in self._open if binding.index.finish]:
+            self._placement.settle(binding)
+            if binding.index.finish is FinishReason.ERROR and len(self.indexes) == 1:
                 raise internal()
 
-    async def _mend(self) -> None:
-        for index in self._open:
-            if index.rejection and index.rejection.code not in WORKER_GONE:
-                raise from_wire(index.rejection.code, index.rejection.details)
-        gone = [index for index in self._open if index.speechless]
-        if gone and not self.shown:
-            await self._resubmit()
-            return
-        for index in gone:
-            await self._last_words(index)
-        for index in self._open:
-            if index.stale:
-                await self._compare(index)
-            if index.track.missing:
-                await self._read(index)
+    async def _read_records(self) -> None:
+        """Whatever must be read now, so that each index can go on."""
+        if self._placement.failure is not None and not self._parting:
+            self._parting = True
+            for binding in self._open:
+                binding.index.unsure = binding.index.flush = True
+        for binding in list(self._open):
+            if binding.index.unsure:
+                await self._look(binding)
+            if binding.index.track.missing:
+                await self._fill(binding)
 
-    async def _last_words(self, index: Index) -> None:
-        """What the record holds of a sequence whose worker is gone: its tokens, perhaps its end."""
-        if index.doomed:
-            return
+    async def _look(self, binding: Binding) -> None:
+        """Compares with the record: it may be ahead of what was heard, have ended, or be another than it was."""
+        index, track = binding.index, binding.index.track
+        index.unsure = False
+        epoch, sequence = track.epoch, binding.sequence
         try:
-            recorded = await self._fleet.record(index.sequence, index.track.end)
+            recorded = await self._fleet.record(sequence, track.end)
         except KvError:
-            index.doomed = True
+            return  # not opened yet, or the daemon is away: the next tick asks again
+        if track.ended or sequence != binding.sequence:
             return
-        finish = recorded.finish if recorded.finish in GENUINE else FinishReason.NONE
-        index.track.learn(recorded.recorded_len, finish, recorded.stop_token_id or None)
-        index.doomed = index.track.final is None
+        if recorded.epoch < epoch == track.epoch:
+            track.begin_again(recorded.epoch, recorded.recorded_len)
+        self._take(binding, recorded)
 
-    async def _compare(self, index: Index) -> None:
-        """After a long silence: whether the record is ahead of what was heard."""
-        index.stale = False
-        try:
-            recorded = await self._fleet.record(index.sequence, index.track.end)
-        except KvError:
-            return  # still queued, or the daemon is away: the next tick asks again
-        index.track.learn(recorded.recorded_len, recorded.finish, recorded.stop_token_id or None)
+    def _take(self, binding: Binding, recorded: Recorded) -> None:
+        """What the record says. A cancel is no end, for whoever still listens did not ask for it."""
+        track = binding.index.track
+        track.feed(recorded.first, recorded.token_ids)
+        cancelled = recorded.finish is FinishReason.CANCELLED
+        finish = FinishReason.NONE if cancelled else recorded.finish
+        track.learn(recorded.recorded_len, finish, recorded.stop_token_id or None)
+        if cancelled and not track.ended and not binding.adrift:
+            self._placement.reopen(binding)
 
-    async def _read(self, index: Index) -> None:
-        """Fills the track from the record; waits while the daemon is away, up to `worker_wait`."""
-        deadline = time.monotonic() + self._worker_wait
-        while True:
+    async def _fill(self, binding: Binding) -> None:
+        """Fills the track from the record; waits while the daemon is away or the record is to come, up to a bound."""
+        track, deadline = binding.index.track, time.monotonic() + self._worker_wait
+        while track.missing:
             try:
-                recorded = await self._fleet.record(index.sequence, index.track.end)
+                recorded = await self._fleet.record(binding.sequence, track.end)
             except NotFound:
-                raise record_lost() from None
+                if track.ended:
+                    raise record_lost() from None
             except KvError:
-                recorded = None
-            if recorded is not None:
-                index.track.feed(recorded.first, recorded.token_ids)
-            if not index.track.missing:
+                pass
+            else:
+                self._take(binding, recorded)
+            if not track.missing:
                 return
-            if time.monotonic() > deadline:
-                raise record_lost()
+            if time.monotonic() > deadline or self._placement.failure is not None:
+                raise self._placement.failure or record_lost()
             await asyncio.sleep(RETRY_SECONDS)
+
+    # ------------------------------------------------------------------------------------ ends
 
     def close(self) -> None:
         """Ends what still runs, at once."""
-        self._cancel_open()
-        self._open = []
+        self._placement.close()
+
+    def leave(self) -> None:
+        """What still runs runs on, for whoever resumes it."""
+        self._placement.leave()
+
+
+def fresh(
+    fleet: Fleet,
+    codec: TextCodec | None,
+    plan: Plan,
+    *,
+    request_id: str,
+    tenant: bytes,
+    worker_wait: float,
+    arrival_ns: int,
+) -> Generation:
+    """A request that nobody has seen before."""
+    wake, group, prompt = asyncio.Event(), secrets.token_bytes(16), pack_ids(plan.prompt)
+    bindings = [
+        Binding(
+            new_index(number, request_id, codec, plan, wake),
+            submission(number, group, prompt, plan, request_id, tenant, arrival_ns),
+        )
+        for number in range(plan.n)
+    ]
+    return Generation(fleet, bindings, wake, worker_wait, arrival_ns)
+
+
+def new_index(
+    number: int, request_id: str, codec: TextCodec | None, plan: Plan, wake: asyncio.Event
+) -> Index:
+    stopping = plan.stopping
+    detokenizer = codec.stream(plan.prompt, plan.skip_special_tokens) if codec else None
+    output = Output(detokenizer, stopping.stop, stopping.include_stop_in_output, stopping.min_tokens)
+    return Index(number, request_id, plan, output, wake)
+
+
+def submission(  # noqa: PLR0917 - the fields of a Submit that are not the plan's
+    number: int, group: bytes, prompt: bytes, plan: Plan, request_id: str, tenant: bytes, arrival_ns: int
+) -> Submission:
+    """Index `number` of the request; `prompt` is packed."""
+    sampling = pb.SamplingParams()
+    sampling.CopyFrom(plan.sampling)
+    sampling.seed = mix(plan.seed, number)
+    return Submission(
+        sequence=sequence_id(group, number, arrival_ns),
+        group=group,
+        index=number,
+        n=plan.n,
+        request_id=request_id,
+        token_ids=prompt,
+        sampling=sampling,
+        stopping=plan.stopping,
+        logprobs=plan.logprobs,
+        prompt_logprobs=plan.prompt_logprobs if number == 0 else 0,
+        priority=plan.priority,
+        arrival_ns=arrival_ns,
+        tenant=tenant,
+    )
 
 
 def record_lost() -> Refusal:

@@ -2,21 +2,22 @@
 
 import asyncio
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 from gateway.output import Delta, Output
 from gateway.tracks import Batch, Track
 from gateway.validate import Plan
-from gateway.workers import Rejection, TokensEntry
+from gateway.workers import TokensEntry
 from holdfast.v1 import generate_pb2 as pb
 from kvmanager.messages import FinishReason
 
 STALE_SECONDS: Final = 5.0  # without a word: compare with the record
+REPLAY_TOKENS: Final = 512  # in one go: a few milliseconds
 
 
 class Index:
-    """A fleet.Sink. `wake` is set whenever there may be something to do."""
+    """`wake` is set whenever there may be something to do. Which worker speaks is `placement`'s to know."""
 
     def __init__(self, number: int, request_id: str, plan: Plan, output: Output, wake: asyncio.Event) -> None:
         self.number = number
@@ -24,48 +25,71 @@ class Index:
         self._request_id = request_id
         self._plan = plan
         self._wake = wake
-        self.reset(b"")
-
-    def reset(self, sequence: bytes) -> None:
-        """Begins (again) as `sequence`; nothing of it was shown."""
-        assert self.output.count == 0
-        self.sequence = sequence
-        self.track: Track[pb.TokenLogprob] = Track(len(self._plan.prompt))
-        self.rejection: Rejection | None = None
-        self.orphaned = False  # its worker is gone
-        self.doomed = False  # and the record does not hold its end
-        self.stale = False
+        self.track: Track[pb.TokenLogprob] = Track(len(plan.prompt))
+        self.unsure = False  # the record may say more than was heard, or something else
+        self.flush = False  # nothing more will come
         self.finish = FinishReason.NONE  # once the last message was made
         self.heard_at = time.monotonic()
         self.first_at = self.last_at = 0.0  # when tokens came, not when they were sent
+        self._matched: str | None = None  # a stop string among tokens that were delivered before
+        self._moved = False  # submitted to another worker, which has brought nothing new yet
+        self._stalled = 0.0  # beside what the present worker counts
 
-    # ------------------------------------------------------------------------------------ in: fleet.Sink
+    # ------------------------------------------------------------------------------------ in
 
-    def heard(self, entry: TokensEntry) -> None:
+    def heard(self, entry: TokensEntry) -> bool:
+        """True if it brings tokens that were not known."""
         self.heard_at = time.monotonic()
-        if self.track.accept(entry):
-            if entry.token_ids:
-                self.first_at = self.first_at or self.heard_at
-                self.last_at = self.heard_at
-            self._wake.set()
-
-    def rejected(self, rejection: Rejection) -> None:
-        self.rejection = rejection
+        known, stalled = self.track.known, self.stalled
+        if not self.track.accept(entry):
+            if self._moved and entry.epoch < self.track.epoch:
+                self.look()  # a former owner's late word; or the daemon lost the record, and epochs begin again
+            return False
+        new = self.track.known > known
+        if new:
+            self._came(stalled)
         self._wake.set()
+        return new
 
-    def lost(self) -> None:
-        self.orphaned = True
+    def _came(self, stalled: float) -> None:
+        """Tokens; if they are the first after a move, the time since the last ones was stalled, all of it."""
+        if self._moved:
+            gap = self.heard_at - self.last_at if self.last_at else 0.0
+            self._stalled, self._moved = stalled + gap - self.track.stalled_seconds, False
+        self.first_at = self.first_at or self.heard_at
+        self.last_at = self.heard_at
+
+    def moves(self) -> None:
+        """Another worker will go on with it."""
+        if not self._moved:
+            self._stalled, self._moved = self._stalled + self.track.stalled_seconds, True
+            self.track.stalled_seconds = 0.0
+
+    def look(self) -> None:
+        """The record should be read."""
+        self.unsure = True
         self._wake.set()
 
     def tick(self, now: float) -> None:
         if now - self.heard_at > STALE_SECONDS:
-            self.heard_at, self.stale = now, True
-            self._wake.set()
+            self.heard_at = now
+            self.look()
+
+    async def replay(self, ids: Sequence[int], stop_token_last: bool) -> None:
+        """The first output tokens, which the client has: through detokenizer and stop strings, and not sent."""
+        for start in range(0, len(ids), REPLAY_TOKENS):
+            part = ids[start : start + REPLAY_TOKENS]
+            last = stop_token_last and start + len(part) == len(ids)
+            self._matched = self.output.push(part, last).matched
+            if self._matched is not None:
+                break
+            await asyncio.sleep(0)  # others get their turn
+        self.track.skip(ids)
 
     @property
-    def speechless(self) -> bool:
-        """No worker will say more of it, and its end is not known."""
-        return self.track.final is None and (self.orphaned or self.rejection is not None)
+    def stalled(self) -> float:
+        """Seconds of decode in which it was not computed."""
+        return max(0.0, self._stalled + self.track.stalled_seconds)
 
     # ------------------------------------------------------------------------------------ out
 
@@ -77,12 +101,14 @@ class Index:
     def _due(self) -> bool:
         """stream_interval tokens are here, or nothing more will join those that are."""
         track = self.track
+        if self._matched is not None:
+            return True
         if not track.ready:
             return track.done
         behind = track.known > track.end
         first = self.output.count == 0
         whole = track.ready >= self._plan.stream_interval
-        return whole or first or behind or track.complete or self.doomed
+        return whole or first or behind or track.complete or self.flush
 
     def _message(self, arrival: float) -> pb.GenerateResponse:
         first = self.output.count == 0
@@ -105,6 +131,8 @@ class Index:
 
     def _delta(self, batch: Batch[pb.TokenLogprob]) -> Delta:
         track = self.track
+        if self._matched is not None:
+            return Delta(matched=self._matched)
         stop_token = track.done and track.finish is FinishReason.STOP and track.stop_token_id is not None
         delta = self.output.push(batch.token_ids, stop_token)
         if track.done and delta.matched is None:
@@ -122,7 +150,7 @@ class Index:
                 queue=track.queue_seconds,
                 ttft=max(0.0, self.first_at - arrival) if self.first_at else 0.0,
                 decode=self.last_at - self.first_at,
-                stalled=track.stalled_seconds,
+                stalled=min(self.stalled, self.last_at - self.first_at),
             ),
             seed=self._plan.seed,
         )

@@ -58,8 +58,14 @@ class Pool:
     max_model_len: int
     vocab_size: int
     dtype: str
+    device: str = ""
     num_blocks: int
     block_size: int
+
+    @property
+    def accelerated(self) -> bool:
+        """On a device that computes best for one worker at a time."""
+        return self.device not in {"", "cpu"}
 
     @property
     def tokens(self) -> int:
@@ -89,6 +95,11 @@ class Members:
         """Some worker of `model` makes progress."""
         return any(worker.healthy for worker in self.ready(model))
 
+    def of_session(self, session: str) -> Worker | None:
+        """The living worker of a session, if there is one."""
+        alive = (worker for worker in self.workers.values() if worker.alive)
+        return next((worker for worker in alive if worker.key.session == session), None)
+
     def gone(self, key: WorkerKey) -> bool:
         worker = self.workers.get(key)
         return worker is None or not worker.alive
@@ -97,13 +108,19 @@ class Members:
 def choose(
     members: Members, model: str, own: Mapping[WorkerKey, int], avoid: Collection[WorkerKey] = ()
 ) -> Worker | None:
-    """The healthy, not avoided worker of least load; a less good one if there is no other; None without any.
+    """A healthy, not avoided worker; a less good one if there is no other; None without any.
 
-    `own` counts this gateway's sequences by worker: the snapshot's load is up to 250 ms old.
+    On the CPU the one of least load. Of a GPU's workers one is active: the one of most load, and of several GPUs the
+    one with the least to do; so the others stay warm for its death. `own` counts this gateway's sequences by worker:
+    the snapshot's load is up to 200 ms old.
     """
+    ready = members.ready(model)
+    loads = {worker.key: max(worker.load, own.get(worker.key, 0)) for worker in ready}
 
-    def cost(worker: Worker) -> tuple[bool, bool, int, WorkerKey]:
-        load = max(worker.load, own.get(worker.key, 0))
-        return worker.key in avoid, not worker.healthy, load, worker.key
+    def cost(worker: Worker) -> tuple[bool, bool, int, int, WorkerKey]:
+        load, beside = loads[worker.key], 0
+        if members.pools[worker.pool].accelerated:
+            load, beside = sum(loads[w.key] for w in ready if w.pool == worker.pool), -load
+        return worker.key in avoid, not worker.healthy, load, beside, worker.key
 
-    return min(members.ready(model), key=cost, default=None)
+    return min(ready, key=cost, default=None)

@@ -11,12 +11,13 @@ import grpc
 import structlog
 from structlog.contextvars import bind_contextvars
 
-from gateway import bounds, validate
+from gateway import bounds, resume, validate
 from gateway.auth import Keys
+from gateway.calls import Call, Calls
 from gateway.doors import Doors, Visit
-from gateway.errors import Refusal, exhausted, internal, invalid, to_status, unavailable
+from gateway.errors import Refusal, internal, invalid, to_status, unavailable
 from gateway.fleet import Fleet
-from gateway.generation import Generation
+from gateway.generation import fresh
 from gateway.models import ServedModel, page
 from gateway.requestlog import RequestLog
 from holdfast.v1 import generate_pb2 as pb
@@ -46,10 +47,8 @@ class GenerateService(pb_grpc.GenerateServiceServicer):
         self._model = model
         self._keys = keys
         self._worker_wait = worker_wait
-        self._max_concurrent = max_concurrent
-        self._max_queue = max_queue
+        self._calls = Calls(max_concurrent, max_queue)
         self.doors = Doors()
-        self._in_flight: dict[tuple[str, str], Generation | None] = {}
 
     # ------------------------------------------------------------------------------------ Generate
 
@@ -76,39 +75,21 @@ class GenerateService(pb_grpc.GenerateServiceServicer):
         bind_contextvars(request_id=request_id)
         validate.check_request(request)
         self._model.check_name(request.model)
-        key = log.tenant, request_id
-        self._admit(key, request)
-        generation = None
+        call = Call((log.tenant, request_id), visit, validate.num_indexes(request))
+        (self._calls.enter_to_resume if request.resume else self._calls.enter)(call)
         try:
-            generation = await self._begin(request, key, log, arrival_ns)
-            while messages := await generation.next():
+            await (self._resume if request.resume else self._begin)(request, call, log, arrival_ns)
+            assert call.generation is not None
+            while messages := await call.generation.next():
                 visit.heard = True
                 for message in messages:
                     await context.write(message)
         finally:
-            del self._in_flight[key]
-            if generation:
-                generation.close()
+            self._calls.leave(call)
+            end(call, resumable=visit.heard or bool(request.resume))
 
-    def _admit(self, key: tuple[str, str], request: pb.GenerateRequest) -> None:
-        """Enters the call in `_in_flight`, or refuses it."""
-        if key in self._in_flight:
-            raise Refusal(
-                grpc.StatusCode.ALREADY_EXISTS,
-                "REQUEST_ID_IN_FLIGHT",
-                "request_id: a request of this id is in flight",
-                {"field": "request_id"},
-            )
-        n = request.sampling.n if request.sampling.HasField("n") else 1
-        waiting = sum(found.waiting if found else 1 for found in self._in_flight.values())
-        if len(self._in_flight) >= self._max_concurrent or waiting + n > self._max_queue:
-            raise exhausted("QUEUE_FULL", "too many requests are waiting; try again later")
-        self._in_flight[key] = None
-
-    async def _begin(
-        self, request: pb.GenerateRequest, key: tuple[str, str], log: RequestLog, arrival_ns: int
-    ) -> Generation:
-        """A started Generation: tokenized, a worker found, validated against its model, submitted."""
+    async def _begin(self, request: pb.GenerateRequest, call: Call, log: RequestLog, arrival_ns: int) -> None:
+        """Gives the call its generation: tokenized, a worker found, validated against its model, submitted."""
         prompt = await self._model.prompt(request)
         log.prompt_tokens = len(prompt)
         picked = await self._fleet.pick((), self._worker_wait)
@@ -116,23 +97,37 @@ class GenerateService(pb_grpc.GenerateServiceServicer):
             raise unavailable("NO_WORKER", "no worker serves the model now")
         worker, pool = picked
         limits = validate.Limits(pool.max_model_len, pool.vocab_size, pool.tokens)
-        generation = Generation(
+        tenant, request_id = call.key
+        generation = fresh(
             self._fleet,
             self._model.codec,
             validate.complete(request, prompt, limits),
-            request_id=key[1],
-            tenant=self._keys.namespace(key[0]),
+            request_id=request_id,
+            tenant=self._keys.namespace(tenant),
             worker_wait=self._worker_wait,
             arrival_ns=arrival_ns,
         )
-        self._in_flight[key] = generation
-        log.indexes = generation.indexes
-        try:
-            await generation.start(worker)
-        except BaseException:
-            generation.close()
-            raise
-        return generation
+        call.generation, log.indexes = generation, generation.indexes
+        generation.place(worker.key)
+
+    async def _resume(
+        self, request: pb.GenerateRequest, call: Call, log: RequestLog, arrival_ns: int
+    ) -> None:
+        """As `_begin`, from the request's records. Whoever has the request keeps it until all of that is done."""
+        fleet, patience, (tenant, request_id) = self._fleet, self._worker_wait, call.key
+        prompt = await self._model.prompt(request)
+        log.prompt_tokens = len(prompt)
+        remains = await resume.find(fleet, request_id, self._keys.namespace(tenant), patience)
+        plan = resume.complete(request, prompt, remains)
+        rebuilding = resume.Rebuilding(fleet, self._model.codec, request, plan, remains)
+        generation = await rebuilding.generation(patience, arrival_ns)
+        worker = await resume.owner(fleet, remains, patience)
+        self._calls.take_over(call)
+        call.generation, log.indexes = generation, generation.indexes
+        if worker is None:
+            generation.scatter()
+        else:
+            generation.place(worker)
 
     # ------------------------------------------------------------------------------------ the small calls
 
@@ -180,6 +175,16 @@ class GenerateService(pb_grpc.GenerateServiceServicer):
 
     async def _list_models(self, request: pb.ListModelsRequest) -> pb.ListModelsResponse:
         return page(self._model.listed(self._fleet.members), request)
+
+
+def end(call: Call, *, resumable: bool) -> None:
+    """Ends what the call still runs; but when it was shown out and its client can resume elsewhere, that runs on."""
+    if call.generation is None:
+        return
+    if resumable and call.visit.refusal is not None:
+        call.generation.leave()
+    else:
+        call.generation.close()
 
 
 @asynccontextmanager

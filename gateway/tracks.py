@@ -5,8 +5,11 @@
 
 Tokens that arrive at `end` are buffered while there is room. Whatever else raises `known` (a gap, or a client so slow
 that the buffer is full) is left in the daemon's record and read from there, from `end` on, once the buffer is empty.
+Another worker that adopts the sequence says its last tokens again, under a newer epoch: positions decide what is new.
 """
 
+import struct
+from array import array
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -50,7 +53,9 @@ class Track(Generic[L]):
     def __init__(self, prompt_len: int, limit: int = BUFFER_TOKENS) -> None:
         self._buffer: deque[tuple[int, L | None]] = deque()
         self._limit = limit
-        self._epoch = 0
+        self._delivered = array("I")
+        self._usage_epoch = 0
+        self.epoch = 0
         self.prompt_len = prompt_len
         self.next = self.end = self.known = prompt_len
         self.final: int | None = None  # one past the last position, once the finish is known
@@ -63,11 +68,16 @@ class Track(Generic[L]):
 
     def accept(self, entry: Entry[L]) -> bool:
         """Takes what is new of `entry`; False if it is of an older epoch or of a finished sequence."""
-        if entry.epoch < self._epoch or self.final is not None:
+        if entry.epoch < self.epoch or self.final is not None:
             return False
-        self._epoch = entry.epoch
-        self.cached_tokens = entry.cached_tokens
-        self.queue_seconds = entry.queue_seconds
+        if entry.epoch > self.epoch:
+            self.prompt_logprobs.clear()  # they come all together, with the first token
+        self.epoch = entry.epoch
+        if self.known == self.prompt_len or not self._usage_epoch:
+            self._usage_epoch = entry.epoch  # who brought the first token; an adopter's own are another story
+        if entry.epoch == self._usage_epoch:
+            self.cached_tokens = entry.cached_tokens
+            self.queue_seconds = entry.queue_seconds
         self.stalled_seconds = entry.stalled_seconds
         self.prompt_logprobs.extend(entry.prompt_logprobs)
         self._append(entry.first_position, entry.token_ids, entry.logprobs)
@@ -101,15 +111,37 @@ class Track(Generic[L]):
         self.known = max(self.known, self.end)
 
     def learn(self, recorded: int, finish: FinishReason, stop_token_id: int | None) -> None:
-        """What the record says of a sequence that no worker speaks for: its length and its end."""
+        """What the record says of a sequence: its length and its end."""
         self.known = max(self.known, recorded)
         if finish and self.final is None:
             self._ends(finish, stop_token_id)
+
+    def skip(self, ids: Sequence[int]) -> None:
+        """The first output tokens, delivered before this track began."""
+        assert self.end == self.prompt_len
+        self._delivered.extend(ids)
+        self.next = self.end = self.prompt_len + len(ids)
+        self.known = max(self.known, self.end)
+
+    def begin_again(self, epoch: int, recorded: int) -> None:
+        """The record was lost and is opened anew from what is here: it may be shorter and its epochs begin again."""
+        self.epoch, self.known = epoch, max(self.end, recorded)
+
+    @property
+    def output_ids(self) -> bytes:
+        """Packed: the output tokens that are here, delivered or buffered."""
+        ids = [*self._delivered, *(token_id for token_id, _ in self._buffer)]
+        return struct.pack(f"<{len(ids)}I", *ids)
 
     @property
     def ready(self) -> int:
         """Buffered tokens."""
         return len(self._buffer)
+
+    @property
+    def ended(self) -> bool:
+        """The finish is known."""
+        return self.final is not None
 
     @property
     def complete(self) -> bool:
@@ -131,4 +163,5 @@ class Track(Generic[L]):
             if logprob is not None:
                 logprobs.append(logprob)
         self.next += len(ids)
+        self._delivered.extend(ids)
         return Batch(ids, logprobs)

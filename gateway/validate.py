@@ -51,6 +51,7 @@ def check_request(request: pb.GenerateRequest) -> None:
     check_stopping(request.stopping)
     check_ranges("response", request.response, bounds.RESPONSE)
     bounds.PRIORITY.check("priority", request.priority)
+    check_resume(request)
     check_unbuilt(request)
 
 
@@ -124,11 +125,28 @@ def check_min_tokens(least: int, most: int) -> None:
         raise invalid("stopping.min_tokens", f"{least} is more than max_tokens {most}", value=least)
 
 
-def check_unbuilt(request: pb.GenerateRequest) -> None:
+def num_indexes(request: pb.GenerateRequest) -> int:
+    """n, in a request that has been checked."""
+    return request.sampling.n if request.sampling.HasField("n") else 1
+
+
+def check_resume(request: pb.GenerateRequest) -> None:
+    """Each index at most once, and below n; offsets are judged by the record."""
     if len(request.resume) > bounds.MAX_RESUMES:
         raise invalid("resume", f"at most {bounds.MAX_RESUMES} entries, got {len(request.resume)}")
-    if request.resume:
-        raise unsupported("resume", "resuming a stream is not built yet")
+    if request.resume and not request.request_id:
+        raise invalid("request_id", "required with resume")
+    seen: set[int] = set()
+    for place, entry in enumerate(request.resume):
+        if entry.index >= num_indexes(request):
+            bound = f"{entry.index} is not below n, which is {num_indexes(request)}"
+            raise invalid(f"resume[{place}].index", bound, value=entry.index)
+        if entry.index in seen:
+            raise invalid(f"resume[{place}].index", f"{entry.index} stands there twice", value=entry.index)
+        seen.add(entry.index)
+
+
+def check_unbuilt(request: pb.GenerateRequest) -> None:
     if request.sampling.beam_width > 1:
         raise unsupported("sampling.beam_width", "beam search is not built yet")
 
@@ -166,10 +184,18 @@ def complete(request: pb.GenerateRequest, prompt: Sequence[int], limits: Limits)
         seed=sampling.seed,
         logprobs=response.logprobs,
         prompt_logprobs=response.prompt_logprobs,
-        skip_special_tokens=not response.HasField("skip_special_tokens") or response.skip_special_tokens,
-        stream_interval=response.stream_interval if response.HasField("stream_interval") else 1,
+        skip_special_tokens=skips_special_tokens(response),
+        stream_interval=stream_interval(response),
         priority=request.priority,
     )
+
+
+def skips_special_tokens(response: pb.ResponseOptions) -> bool:
+    return response.skip_special_tokens if response.HasField("skip_special_tokens") else True
+
+
+def stream_interval(response: pb.ResponseOptions) -> int:
+    return response.stream_interval if response.HasField("stream_interval") else 1
 
 
 def complete_sampling(given: pb.SamplingParams, vocab_size: int) -> pb.SamplingParams:

@@ -6,7 +6,7 @@ is never cancelled in the middle, because a cancelled recv can lose a message. S
 
 import asyncio
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
@@ -30,7 +30,11 @@ SEQUENCE_BYTES: Final = 16
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Submission:
-    """One sequence to generate; every field is filled."""
+    """One sequence to generate; every field is filled.
+
+    `adopt`: it was submitted before, and the daemon's record decides how it goes on. `output_ids` are what is known
+    of its output, packed, for a daemon that has no such record.
+    """
 
     sequence: bytes
     group: bytes
@@ -45,6 +49,8 @@ class Submission:
     priority: int
     arrival_ns: int
     tenant: bytes
+    adopt: bool = False
+    output_ids: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +137,28 @@ def to_submit(given: Submission) -> compute_pb2.Submit:
         priority=given.priority,
         arrival_ns=given.arrival_ns,
         tenant=given.tenant,
+        adopt=given.adopt,
+        output_ids=given.output_ids,
+    )
+
+
+def from_record(request: bytes, prompt: bytes) -> Submission:
+    """What a sequence was submitted with: `request` is the Submit that the daemon keeps, which has no prompt."""
+    given = wire.parse(compute_pb2.Submit, request)
+    return Submission(
+        sequence=given.sequence,
+        group=given.group,
+        index=given.index,
+        n=given.n,
+        request_id=given.request_id,
+        token_ids=prompt,
+        sampling=given.sampling,
+        stopping=given.stopping,
+        logprobs=given.logprobs,
+        prompt_logprobs=given.prompt_logprobs,
+        priority=given.priority,
+        arrival_ns=given.arrival_ns,
+        tenant=given.tenant,
     )
 
 
@@ -162,7 +190,7 @@ def from_rejected(rejected: compute_pb2.Rejected) -> Rejection:
     return Rejection(rejected.sequence, rejected.error.code, dict(rejected.error.details))
 
 
-def pack_ids(ids: list[int] | tuple[int, ...]) -> bytes:
+def pack_ids(ids: Sequence[int]) -> bytes:
     return struct.pack(f"<{len(ids)}I", *ids)
 
 

@@ -113,13 +113,19 @@ def pool_info(pool: PoolView) -> pb.PoolInfo:
         pool_bytes=pool.pool_bytes,
         metadata_bytes=pool.metadata_bytes,
         blocks=copied(pb.BlockCounts, state.counts()),
-        prefix_queries=state.prefix_queries,
-        prefix_hits=state.prefix_hits,
+        prefix_queries=state.prefix.queries,
+        prefix_hits=state.prefix.hits,
         evictions=state.evictions,
         preemptions=state.preemptions,
         sequences=state.live_sequences,
         tokens_held=state.tokens_held,
         exporter=spec.exporter,
+        partial_hits=state.prefix.partial,
+        prefix_waits=state.prefix.waits,
+        memory=copied(pb.MemoryUse, state.memory()),
+        orphans=pool.state.orphans,
+        adoptions=pool.state.adoptions,
+        reprefilled=pool.state.reprefilled,
     )
 
 

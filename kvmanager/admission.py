@@ -1,17 +1,20 @@
 """OpenOrAdopt: may this sequence start (or go on), and with which cached blocks? Protocol rules 1, 10 and 11.
 
-    0 ......... cached_len ............ len(token_ids) ............ prompt_len + max_tokens
-    [ cached blocks ][ to be computed: from the float ][ output: never reserved in blocks, but in the token arena ]
+    0 ......................... cached_len ..... len(token_ids) ............ prompt_len + max_tokens
+    [ cached blocks ][ a begin, copied ][ to be computed: from the float ][ output: reserved in the token arena alone ]
 
-Adopting another worker's sequence is not built: its owner's end closes it.
+A sequence whose worker is gone is adopted (`orphans`): it comes before all that is new.
 """
 
 from array import array
 
 from kvmanager.errors import Conflict, Invalid, KvError, PoolTooSmall, ResourceExhausted
+from kvmanager.following import follow
 from kvmanager.layout import within
-from kvmanager.messages import Fork, Opened, OpenKind, OpenOrAdopt, Refused, Wait
+from kvmanager.messages import CopyOrder, Fork, Opened, OpenKind, OpenOrAdopt, Refused, Wait
+from kvmanager.orphans import adopt, lacks_fresh, own
 from kvmanager.parts import Parts
+from kvmanager.prefix import Begin
 from kvmanager.records import MAX_REQUEST_BYTES, MAX_REQUEST_ID_BYTES
 from kvmanager.sequences import Sequence, SequenceState
 from kvmanager.sessions import Session
@@ -26,7 +29,7 @@ def open_sequence(
         known = parts.sequences.by_id.get(message.sequence)
         if known is None:
             return open_new(parts, session, message, now_ns)
-        return reopen(parts, session, known, message)
+        return reopen(parts, session, known, message, now_ns)
     except KvError as error:
         return Refused(
             sequence=message.sequence, code=error.code, message=error.message, details=error.details
@@ -38,6 +41,7 @@ def validate(parts: Parts, message: OpenOrAdopt) -> None:
     spec = parts.spec
     validate_terms(parts, message)
     within("sequence bytes", len(message.sequence), 16, 16)
+    within("prompt_len", message.prompt_len, 0, len(message.token_ids))
     within("token_ids length", len(message.token_ids), 1, spec.max_model_len)
     within("token id", max(message.token_ids), 0, spec.vocab_size - 1)
     within("token id", min(message.token_ids), 0, spec.vocab_size - 1)
@@ -57,7 +61,8 @@ def validate_terms(parts: Parts, message: OpenOrAdopt | Fork) -> None:
 
 def open_new(parts: Parts, session: Session, message: OpenOrAdopt, now_ns: int) -> Opened | Wait:
     """A sequence that nobody knew."""
-    capacity = capacity_of(parts, len(message.token_ids), message.max_tokens)
+    capacity = capacity_of(parts, message.prompt_len or len(message.token_ids), message.max_tokens)
+    within("token_ids length", len(message.token_ids), 1, capacity)
     sequence = Sequence(
         id=message.sequence,
         group=message.group,
@@ -69,23 +74,33 @@ def open_new(parts: Parts, session: Session, message: OpenOrAdopt, now_ns: int) 
         priority=message.priority,
         arrival_ns=message.arrival_ns,
         opened_ns=now_ns,
-        bypass_prefix=message.bypass_prefix,
-        prompt_len=len(message.token_ids),
+        moved_ns=now_ns,
+        bypass_prefix=message.bypass_prefix or message.no_cache,
+        private=message.no_cache,
+        prompt_len=message.prompt_len or len(message.token_ids),
+        stepped=False,
         tokens=array("I", message.token_ids),
     )
     hits = find_prefix(parts, sequence)
-    wait = lacks_blocks(parts, session, sequence, hits)
+    wait = follow(parts, session, sequence, hits, now_ns) or lacks_blocks(parts, session, sequence, hits)
     if wait:
         return wait
+    begin = find_begin(parts, session, sequence, hits)
     make_room(parts, sequence, message.request, capacity)
-    start(parts, session, sequence, hits)
+    start(parts, session, sequence, hits, begin)
+    if sequence.recorded_len > sequence.prompt_len:  # its record was lost
+        parts.reprefilled += sequence.recorded_len - 1 - sequence.kv_len
     return opened(parts, sequence, OpenKind.NEW)
 
 
-def reopen(parts: Parts, session: Session, known: Sequence, message: OpenOrAdopt) -> Opened | Wait:
-    """A sequence with a record: yours already, or yours again after a preemption."""
+def reopen(
+    parts: Parts, session: Session, known: Sequence, message: OpenOrAdopt, now_ns: int
+) -> Opened | Wait:
+    """A sequence with a record: yours already, yours again after a preemption, or yours after another's end."""
     if known.state == SequenceState.FINISHED:
         raise Conflict("the sequence is finished", finish=known.finish.name)
+    if known.state == SequenceState.ORPHANED:
+        return take_over(parts, session, known, message, now_ns)
     if known.owner != session.holder:
         raise Conflict("another worker runs the sequence")
     if known.state == SequenceState.OPEN:
@@ -94,18 +109,55 @@ def reopen(parts: Parts, session: Session, known: Sequence, message: OpenOrAdopt
         raise Invalid(
             "token_ids differ from the recorded ones", field="token_ids", recorded=known.recorded_len
         )
-    known.bypass_prefix = message.bypass_prefix  # what is still to be computed decides, not how it began
+    return resume(parts, session, known, message, OpenKind.RESUMED, now_ns)
+
+
+def take_over(
+    parts: Parts, session: Session, known: Sequence, message: OpenOrAdopt, now_ns: int
+) -> Opened | Wait:
+    """Adopt a sequence that has no worker; one without KV begins anew, from the cache."""
+    common = min(len(message.token_ids), known.recorded_len)
+    if array("I", message.token_ids)[:common] != known.tokens[:common] or common < known.prompt_len:
+        raise Invalid(
+            "token_ids differ from the recorded ones", field="token_ids", recorded=known.recorded_len
+        )
+    if known.deaths and any(suspect(other, session) for other in parts.sequences.open.values()):
+        return Wait(sequence=known.id, needed_blocks=0, available_blocks=0)  # suspects run alone, one by one
+    if known.row < 0:
+        return resume(parts, session, known, message, OpenKind.ADOPTED, now_ns)
+    wait = lacks_fresh(parts, known)
+    if wait:
+        return wait
+    adopt(parts, session, known, now_ns)
+    return opened(parts, known, OpenKind.ADOPTED)
+
+
+def suspect(sequence: Sequence, session: Session) -> bool:
+    """Whether workers died of it, perhaps, and this session has not shown yet that it is harmless."""
+    return sequence.deaths > 0 and not sequence.stepped and sequence.owner == session.holder
+
+
+def resume(  # noqa: PLR0917 - who, what, how and when
+    parts: Parts, session: Session, known: Sequence, message: OpenOrAdopt, kind: OpenKind, now_ns: int
+) -> Opened | Wait:
+    """Give a sequence without a row a new one, which begins with what is cached of it. Who adopts waits for nobody."""
+    # What is still to be computed decides, not how it began.
+    known.bypass_prefix, known.private = message.bypass_prefix or message.no_cache, message.no_cache
     hits = find_prefix(parts, known)
-    wait = lacks_blocks(parts, session, known, hits)
+    wait = follow(parts, session, known, hits, now_ns) if kind == OpenKind.RESUMED else None
+    wait = wait or lacks_blocks(parts, session, known, hits)
     if wait:
         return wait
     if not parts.rows.unused:
         raise ResourceExhausted("all table rows are taken", rows=len(parts.rows.blocks))
-    known.epoch += 1
+    begin = find_begin(parts, session, known, hits)
+    known.epoch, known.moved_ns = known.epoch + 1, now_ns
+    if kind == OpenKind.ADOPTED:
+        own(parts, session, known)
     known.state = SequenceState.OPEN
     parts.sequences.open[known.slot] = known
-    start(parts, session, known, hits)
-    return opened(parts, known, OpenKind.RESUMED)
+    start(parts, session, known, hits, begin)
+    return opened(parts, known, kind)
 
 
 def capacity_of(parts: Parts, prompt_len: int, max_tokens: int) -> int:
@@ -135,11 +187,15 @@ def find_prefix(parts: Parts, sequence: Sequence) -> list[int]:
     return parts.prefix.find(sequence.tenant, sequence.tokens.tobytes(), most)
 
 
-def lacks_blocks(parts: Parts, session: Session, sequence: Sequence, hits: list[int]) -> Wait | None:
-    """Wait while the prompts in flight, with this one, could not be finished (rule 1)."""
-    blocks = parts.blocks
-    available = blocks.available + session.float_blocks - sum(blocks.refs[hit] == 0 for hit in hits)
-    needed = parts.blocks_of(sequence.recorded_len) - len(hits) + 1
+def lacks_blocks(
+    parts: Parts, session: Session, sequence: Sequence, hits: list[int], source: int | None = None
+) -> Wait | None:
+    """Wait while the prompts in flight, with this one, could not be finished (rule 1). `source`: a block beside
+    the hits that is to be kept."""
+    blocks, kept = parts.blocks, hits if source is None else [*hits, source]
+    available = blocks.available + session.float_blocks - sum(blocks.refs[block] == 0 for block in kept)
+    needed = parts.blocks_of(sequence.recorded_len) - len(hits) + 1 + parts.reserve
+    needed -= sequence.slot in parts.sequences.orphans  # it has no tail that would be copied
     for other in parts.sequences.open.values():
         needed += max(0, other.target_blocks - len(parts.rows.blocks[other.row]))
     if needed <= available:
@@ -161,20 +217,38 @@ def make_room(parts: Parts, sequence: Sequence, request: bytes, capacity: int) -
         parts.sequences.forget(oldest)
 
 
-def start(parts: Parts, session: Session, sequence: Sequence, hits: list[int]) -> None:
-    """Give the sequence its row, which begins with the cached blocks."""
-    blocks = parts.blocks
+def start(parts: Parts, session: Session, sequence: Sequence, hits: list[int], begin: Begin | None) -> None:
+    """Give the sequence its row, which begins with the cached blocks and perhaps a copy of part of the next."""
     for block in hits:
-        blocks.share(block)
-    sequence.tip = parts.prefix.tip(sequence.tenant, hits)
+        parts.blocks.share(block)
+    sequence.tip = parts.prefix.tip(sequence.tenant, hits, private=sequence.private)
     sequence.owner = session.holder
     sequence.row = parts.rows.open(sequence.slot, sequence.epoch, hits)
     sequence.kv_len = sequence.cached_len = len(hits) * parts.block_size
+    if begin is not None:
+        parts.order_copy(sequence, session, begin.source, begin.slots)
+        sequence.kv_len = sequence.cached_len = sequence.cached_len + begin.slots
+        parts.partial_hits += begin.slots
     sequence.target_blocks = parts.blocks_of(sequence.recorded_len)
     parts.sequences.put(sequence)
     if not sequence.bypass_prefix:
         parts.prefix_queries += sequence.recorded_len
         parts.prefix_hits += sequence.cached_len
+
+
+def find_begin(parts: Parts, session: Session, sequence: Sequence, hits: list[int]) -> Begin | None:
+    """What to begin the next block with: at least half of it, not the last token. None also where keeping the source
+    during the copy would take room from prompts in flight, or the pool has no block left for the copy."""
+    if sequence.bypass_prefix or sequence.copy is not None:
+        return None
+    size, blocks = parts.block_size, parts.blocks
+    end = min((len(hits) + 1) * size, sequence.recorded_len - 1)
+    wanted = sequence.tokens[len(hits) * size : end].tobytes()
+    begin = parts.prefix.find_begin(sequence.tenant, hits, wanted)
+    if begin is None or lacks_blocks(parts, session, sequence, hits, begin.source):
+        return None
+    unused = sum(blocks.refs[block] == 0 for block in (*hits, begin.source))
+    return begin if parts.grantable > unused + 1 else None  # it is one more that may have to be adopted
 
 
 def opened(parts: Parts, sequence: Sequence, kind: OpenKind) -> Opened:
@@ -186,5 +260,13 @@ def opened(parts: Parts, sequence: Sequence, kind: OpenKind) -> Opened:
         kv_len=sequence.kv_len,
         cached_len=sequence.cached_len,
         blocks=[parts.blocks.ref(block) for block in parts.rows.blocks[sequence.row]],
-        token_ids=list(sequence.tokens) if kind == OpenKind.YOURS else (),
+        token_ids=list(sequence.tokens) if kind in (OpenKind.YOURS, OpenKind.ADOPTED) else (),
+        alone=sequence.deaths > 0,
+        copies=copies_of(parts, sequence),
     )
+
+
+def copies_of(parts: Parts, sequence: Sequence) -> tuple[CopyOrder, ...]:
+    """What is to be copied before the sequence's next step."""
+    copy, ref = parts.pending_copy(sequence), parts.blocks.ref
+    return () if copy is None else (CopyOrder(ref(copy.source), ref(copy.destination), copy.slots),)

@@ -10,11 +10,12 @@ from typing import Final
 from kvmanager.messages import SessionId
 
 PROTOCOL_VERSION: Final = 1
+NO_SESSION: Final = SessionId(b"")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttachSpec:
-    """A worker's model and wishes. All workers of one pool state the same, but for the last four lines."""
+    """A worker's model and wishes. All workers of one pool state the same, but for the last lines."""
 
     model: str  # served name
     model_fingerprint: bytes  # 32 bytes: architecture and weights
@@ -32,6 +33,7 @@ class AttachSpec:
     worker_id: str
     endpoint: str  # path of the worker's own socket
     peak_bytes: int = 0  # device memory the worker needs beside the pool
+    resume_session: SessionId = NO_SESSION  # go on with this session, under a daemon that started since
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,3 +49,4 @@ class Attached:
     nonce: bytes  # 16 bytes, also in the metadata's header, and behind the blocks of a GPU pool
     exporter: str = "memfd"  # or cuda-vmm, cuda-legacy: what the pool's descriptor is
     allocation_bytes: int = 0  # of the GPU's memory behind it, trailer included; on the CPU those of the pool
+    number: int = 0  # of the session's last message that was applied

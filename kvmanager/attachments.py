@@ -16,12 +16,12 @@ import structlog
 from holdfast import wire
 from holdfast.v1 import kvmanager_pb2 as pb
 from kvmanager import fds
-from kvmanager.attach import place
+from kvmanager.attach import differences, place
 from kvmanager.attachment import Attached, AttachSpec
 from kvmanager.codec import encode_error
 from kvmanager.codec_attach import decode_attach, encode_attached
 from kvmanager.config import KvManagerSettings
-from kvmanager.errors import Conflict, KvError, ResourceExhausted, Unavailable
+from kvmanager.errors import Conflict, Fenced, KvError, Mismatch, ResourceExhausted, Unavailable
 from kvmanager.loop import Loop
 from kvmanager.messages import SessionId
 from kvmanager.pools import Pools
@@ -119,6 +119,8 @@ class Attachments:
 
     def _admit(self, connection: socket.socket, spec: AttachSpec) -> Worker:
         """The worker's pool and session; KvError if it cannot have them."""
+        if spec.resume_session:
+            return self._readmit(connection, spec)
         pool = place(spec, self._pools, self._settings)
         for other in self._workers.by_session.values():
             if other.worker_id == spec.worker_id and not other.lost:
@@ -155,6 +157,20 @@ class Attachments:
         log.info("worker attached", worker=spec.worker_id, pid=pid, pool=pool.spec.name)
         return worker
 
+    def _readmit(self, connection: socket.socket, spec: AttachSpec) -> Worker:
+        """A worker that outlived the daemon before this one goes on as what it was."""
+        worker = self._workers.by_session.get(spec.resume_session)
+        if worker is None or worker.lost or worker.connection is not None:
+            raise Fenced("resume_session: the session is unknown, lost or attached; start a new one")
+        if fds.peer(connection).pid != worker.pid:
+            raise Fenced("resume_session: the session belongs to another process")
+        different = next(differences(spec, worker.pool.spec), None)
+        if different is not None:
+            raise Mismatch(f"{different.field}: {different.worker}, the pool has {different.pool}")
+        self._workers.back(worker, connection)
+        log.info("worker attached again", worker=worker.worker_id, pid=worker.pid, pool=worker.pool.spec.name)
+        return worker
+
     @staticmethod
     def _welcome(worker: Worker, connection: socket.socket) -> None:
         pool = worker.pool
@@ -168,6 +184,7 @@ class Attachments:
             nonce=pool.spec.nonce,
             exporter=pool.spec.exporter,
             allocation_bytes=pool.allocation_bytes,
+            number=pool.state.number_of(worker.session),
         )
         fds.send(connection, wire.encode(encode_attached(answer)), (pool.pool_fd, pool.readers_fd))
 

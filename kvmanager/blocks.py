@@ -3,16 +3,22 @@
     free ──take──> granted ──open_tail──> tail ──seal──> sealed ──deref──> cached (sealed, refcount 0) ──evict──> free
                       └──────── quarantine ──┴──> quarantined ──prove_gone──> free
 
+A tail of a sequence that lost its worker stays in its row, quarantined (`strand`), until an adopter owns it (`own`) or
+copied it.
+Who refers to a block: rows that name it, and copy orders that read it. A block without a row that is still read keeps
+what it holds: sealed, or quarantined without a holder once nobody can write it any more.
+
 Records are mirrored in plain lists, one entry a block, and stored through the `Store` as they change. Refcounts, both
 lists and the index by key are derived: `load` rebuilds them. Which block a prefix may use is `prefix`' decision, who
 gets how many is `grants`'.
 """
 
 import struct
-from collections.abc import Iterator
 from enum import IntEnum
 from typing import Final, NamedTuple
 
+from kvmanager.blockqueue import BlockQueue
+from kvmanager.children import Children
 from kvmanager.layout import MetaLayout
 from kvmanager.messages import BlockRef
 from kvmanager.records import BLOCK, NONE
@@ -45,44 +51,6 @@ class Place(NamedTuple):
     parent_key: bytes
 
 
-class BlockQueue:
-    """An intrusive doubly linked list of blocks with a sentinel: all operations O(1), none allocates.
-
-    Several queues share `after` and `before`; a block is in at most one of them.
-    """
-
-    def __init__(self, sentinel: int, after: list[int], before: list[int]) -> None:
-        self._sentinel, self._after, self._before = sentinel, after, before
-        after[sentinel] = before[sentinel] = sentinel
-        self.length = 0
-
-    def push(self, block: int) -> None:
-        """To the back."""
-        last = self._before[self._sentinel]
-        self._after[last] = self._before[self._sentinel] = block
-        self._before[block], self._after[block] = last, self._sentinel
-        self.length += 1
-
-    def remove(self, block: int) -> None:
-        before, after = self._before[block], self._after[block]
-        self._after[before], self._before[after] = after, before
-        self.length -= 1
-
-    def pop(self) -> int:
-        """From the front; the queue is not empty."""
-        block = self._after[self._sentinel]
-        assert block != self._sentinel, "an empty queue has no front"
-        self.remove(block)
-        return block
-
-    def __iter__(self) -> Iterator[int]:
-        """Front to back."""
-        block = self._after[self._sentinel]
-        while block != self._sentinel:
-            yield block
-            block = self._after[block]
-
-
 class BlockPool:
     """State and references of every block. Callers check; a wrong call here is our bug."""
 
@@ -93,7 +61,8 @@ class BlockPool:
         self.state = [FREE] * n
         self.generation = [0] * n
         self.holder = [0] * n  # session slot + 1
-        self.refs = [0] * n
+        self.refs = [0] * n  # rows and copy orders
+        self.reads: dict[int, int] = {}  # those of copy orders
         self.indexed = [0] * n
         self.depth = [0] * n
         self.last_use = [0] * n
@@ -102,6 +71,7 @@ class BlockPool:
         self.parent_key = [NO_HASH] * n
         self.tokens = [b""] * n  # sealed: ids as little-endian u32
         self.by_key: dict[bytes, int] = {}
+        self.children = Children(self.block_size)  # those that look-ups find
         self.counts = [n, 0, 0, 0, 0]
         self.shared = 0
         self.evictions = 0
@@ -146,7 +116,7 @@ class BlockPool:
         return taken
 
     def evict(self) -> int:
-        """Drop the least recently used cached block."""
+        """Drop the least recently used cached block, which no cached block follows."""
         block = self.cached.pop()
         self.evictions += 1
         self._free(block)
@@ -162,6 +132,7 @@ class BlockPool:
         """A tail's slots are all committed: from now on nobody writes them. Not yet found by look-up."""
         assert self.state[block] == TAIL
         self._count(block, SEALED)
+        self.shared += self.refs[block] > 1
         self.holder[block], self.tokens[block] = 0, tokens
         self.depth[block], self.parent[block], self.key[block], self.parent_key[block] = place
         self._store.put(self._tokens_at + block * self.block_size * 4, tokens)
@@ -170,14 +141,18 @@ class BlockPool:
     def index(self, block: int) -> None:
         """Let look-ups find a sealed block; its key is not taken."""
         assert self.key[block] not in self.by_key
-        self.by_key[self.key[block]] = block
         self.indexed[block] = 1
+        self.find(block)
         self._put_head(block)
+
+    def find(self, block: int) -> None:
+        """Enter an indexed block into the look-ups, which are derived."""
+        self.by_key[self.key[block]] = block
+        self.children.add(self.parent[block], self.parent_key[block], self.tokens[block], block)
 
     def unindex(self, block: int) -> None:
         """Look-ups find it no more. Without a user it is free then."""
-        del self.by_key[self.key[block]]
-        self.indexed[block] = 0
+        self._lose(block)
         if self.refs[block] == 0:
             self.cached.remove(block)
             self._free(block)
@@ -187,25 +162,40 @@ class BlockPool:
     def share(self, block: int) -> None:
         """One more row refers to a sealed block."""
         assert self.state[block] == SEALED
-        if self.refs[block] == 0:
-            self.cached.remove(block)
-        self.refs[block] += 1
-        self.shared += self.refs[block] == 2
+        self._refer(block)
 
     def deref(self, block: int, now_ns: int, quarantine: bool = False) -> None:
         """A row that refers to the block ends: an unused sealed block is cached, a tail is free or in quarantine."""
-        self.refs[block] -= 1
-        self.shared -= self.refs[block] == 1
-        if self.refs[block]:
-            return
-        if self.state[block] == TAIL and quarantine:
-            self._move(block, QUARANTINED, self.holder[block])
-        elif self.indexed[block]:
-            self.last_use[block] = now_ns
-            self._store.put(self._at + block * BLOCK.itemsize + USE_AT, USE.pack(now_ns))
-            self.cached.push(block)
-        else:
-            self._free(block)
+        self._unrefer(block)
+        if self.state[block] == TAIL:
+            self._end_tail(block, quarantine)
+        elif not self.refs[block]:
+            self._unused(block, now_ns)
+
+    def strand(self, block: int, *, quarantine: bool) -> None:
+        """The row that names this tail lost its owner, who may still write, or said that it stopped."""
+        assert self.state[block] == TAIL
+        self._move(block, QUARANTINED, self.holder[block] if quarantine else 0)
+
+    def own(self, block: int, holder: int) -> None:
+        """A stranded tail that nobody can write any more has an owner again."""
+        assert (self.state[block], self.holder[block]) == (QUARANTINED, 0)
+        self._move(block, TAIL, holder)
+
+    def read(self, block: int) -> None:
+        """A copy order is made that reads the block: until `unread` it keeps what it holds."""
+        assert self.state[block] in (TAIL, SEALED, QUARANTINED)
+        self.reads[block] = self.reads.get(block, 0) + 1
+        self._refer(block)
+
+    def unread(self, block: int, now_ns: int) -> None:
+        """A copy order that reads the block is done, or will never be."""
+        self.reads[block] -= 1
+        if not self.reads[block]:
+            del self.reads[block]
+        self._unrefer(block)
+        if not self.refs[block]:
+            self._unused(block, now_ns)
 
     def give_back(self, block: int) -> None:
         """A granted block leaves its session's float."""
@@ -219,21 +209,71 @@ class BlockPool:
 
     def prove_gone(self, holder: int) -> int:
         """The session's process cannot write any more: its quarantine ends. How many blocks came back."""
-        blocks = self.held(holder, QUARANTINED)
-        for block in blocks:
-            self._free(block)
-        return len(blocks)
+        freed = 0
+        for block in self.held(holder, QUARANTINED):
+            if self.refs[block]:  # a copy order reads it, or an orphan's row names it
+                self._move(block, QUARANTINED, 0)
+            else:
+                self._free(block)
+                freed += 1
+        return freed
 
     def held(self, holder: int, state: int) -> list[int]:
         """A session's blocks in one state, by id. Looks at every block: for a session's end."""
         return [b for b, who in enumerate(self.holder) if who == holder and self.state[b] == state]
 
+    # ------------------------------------------------------------------------------------- references
+
+    def _refer(self, block: int) -> None:
+        if self.state[block] == SEALED:
+            if self.refs[block] == 0:
+                self.cached.remove(block)
+            self.shared += self.refs[block] == 1
+        self.refs[block] += 1
+
+    def _unrefer(self, block: int) -> None:
+        self.refs[block] -= 1
+        self.shared -= self.refs[block] == 1 and self.state[block] == SEALED
+
+    def _unused(self, block: int, now_ns: int) -> None:
+        """A block that nobody refers to: sealed ones are cached where look-ups find them; what may still be written
+        stays in quarantine. The end of a private one is a use of the block that look-ups find in its place: what its
+        row sealed behind it hangs there."""
+        if self.indexed[block]:
+            self._cache(block, now_ns)
+            return
+        if self.holder[block]:
+            return
+        twin = self.by_key.get(self.key[block], -1)
+        if twin >= 0 and self.refs[twin] == 0:
+            self.cached.remove(twin)
+            self._cache(twin, now_ns)
+        self._free(block)
+
+    def _cache(self, block: int, now_ns: int) -> None:
+        self.last_use[block] = now_ns
+        self._store.put(self._at + block * BLOCK.itemsize + USE_AT, USE.pack(now_ns))
+        self.cached.push(block)
+
+    def _end_tail(self, block: int, quarantine: bool) -> None:
+        """The one row that names a tail has ended."""
+        if quarantine:
+            self._move(block, QUARANTINED, self.holder[block])
+        elif self.refs[block]:
+            self._move(block, QUARANTINED, 0)
+        else:
+            self._free(block)
+
+    def _lose(self, block: int) -> None:
+        del self.by_key[self.key[block]]
+        self.children.remove(self.parent[block], self.parent_key[block], self.tokens[block], block)
+        self.indexed[block] = 0
+
     # ------------------------------------------------------------------------------------- records
 
     def _free(self, block: int) -> None:
         if self.indexed[block]:
-            del self.by_key[self.key[block]]
-            self.indexed[block] = 0
+            self._lose(block)
         self.key[block] = self.parent_key[block] = NO_HASH
         self.tokens[block], self.depth[block], self.parent[block] = b"", 0, NONE
         self._move(block, FREE, 0)

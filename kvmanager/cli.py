@@ -28,6 +28,8 @@ VERBS: Final[dict[str, tuple[str, str]]] = {
     "fsck": ("kvmanager.commands.inspect", "fsck"),
     "flush": ("kvmanager.commands.change", "flush"),
     "evict": ("kvmanager.commands.change", "evict"),
+    "drain": ("kvmanager.commands.workers", "drain"),
+    "undrain": ("kvmanager.commands.workers", "undrain"),
     "version": ("kvmanager.commands.version", "version"),
 }
 

@@ -2,7 +2,7 @@
 
     worker    attach(sockets, spec, timeout_s) -> Attachment     the memory and the session
               DaemonLink(context, sockets, attachment)           numbered messages and replies, one thread
-    gateway   AsyncDaemonClient(context, sockets)                snapshot, read_record
+    gateway   AsyncDaemonClient(context, sockets)                snapshot, read_record, find_request
     CLI       AdminClient(sockets, timeout_s)                    request(body) -> reply body
 
 Errors are those of kvmanager.errors. Workers speak in kvmanager.messages; the gateway and the CLI get protobuf

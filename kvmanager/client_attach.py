@@ -1,7 +1,8 @@
 """A worker's side of the attachment: connect, state the model, receive the memory.
 
 The open connection is the attachment. When it ends (`fileno` becomes readable) the daemon is gone or has dropped
-this worker, and whatever the worker still writes counts for nothing. Re-attaching is not built yet.
+this worker. A worker attaches again with `resume_session`: a daemon that started anew knows it from the metadata, and
+goes on with it; one that fenced it refuses, and whatever the worker still writes counts for nothing.
 
 A worker on a GPU connects before its process makes any CUDA call. The kernel closes a dead process's descriptors in
 the order of their numbers, and the driver takes tens of milliseconds over its own: a connection that is older than
@@ -42,12 +43,17 @@ class Attachment:
     answer: Attached
     pool_fd: int
     metadata_fd: int  # read-only
-    device: str  # "cpu" or the GPU's UUID
+    spec: AttachSpec  # what was stated
     connection: socket.socket = field(repr=False)
 
     @property
     def session(self) -> bytes:
         return self.answer.session
+
+    @property
+    def device(self) -> str:
+        """ "cpu" or the GPU's UUID."""
+        return self.spec.device
 
     @property
     def boot_epoch(self) -> int:
@@ -87,9 +93,10 @@ class Attachment:
 
     def close(self) -> None:
         """Ends the session. Mappings made from the descriptors stay valid. May be called twice."""
-        if self.connection.fileno() >= 0:
-            self.connection.close()
+        self.connection.close()
+        if self.pool_fd >= 0:
             fds.close_all((self.pool_fd, self.metadata_fd))
+            self.pool_fd = self.metadata_fd = -1
 
     def __enter__(self) -> "Attachment":
         return self
@@ -173,7 +180,7 @@ def _attach_once(sockets: RunDir, statement: Callable[[], AttachSpec], timeout_s
         answer=answer,
         pool_fd=received[0],
         metadata_fd=received[1],
-        device=spec.device,
+        spec=spec,
         connection=connection,
     )
 

@@ -6,6 +6,7 @@ Replies are protobuf messages: views of the daemon's state that nobody decides u
 import asyncio
 import contextlib
 import time
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Final
 
@@ -64,9 +65,13 @@ class AsyncDaemonClient:
         self._number = 0
         self._receiver: asyncio.Task[None] | None = None
 
-    async def snapshot(self, version: int = 0, timeout_s: float = 1.0) -> pb.Snapshot:
-        """Workers, pools and their loads; without workers and pools if membership is still at `version`."""
-        body = await self._call(pb.SnapshotRequest(version=version), timeout_s)
+    async def snapshot(self, version: int = 0, timeout_s: float = 1.0, wait: bool = False) -> pb.Snapshot:
+        """Workers, pools and their loads; without workers and pools if membership is still at `version`.
+
+        With `wait` always in full: at once if membership is another than `version`, else as soon as it is, or at the
+        daemon's next beat. Choose `timeout_s` longer than a beat.
+        """
+        body = await self._call(pb.SnapshotRequest(version=version, wait=wait), timeout_s)
         assert isinstance(body, pb.Snapshot)
         return body
 
@@ -75,6 +80,14 @@ class AsyncDaemonClient:
         body = await self._call(pb.ReadRecord(sequence=sequence, **{"from": from_}), timeout_s)
         assert isinstance(body, pb.Record)
         return body
+
+    async def find_request(
+        self, request_id: str, tenant: bytes, timeout_s: float = 1.0
+    ) -> Sequence[pb.FoundSequence]:
+        """The live and finished records of a tenant's request; none if it is not known (any more)."""
+        body = await self._call(pb.FindRequest(request_id=request_id, tenant=tenant), timeout_s)
+        assert isinstance(body, pb.FoundRequest)
+        return body.sequences
 
     async def _call(self, body: Message, timeout_s: float) -> Message:
         """Unavailable when no answer came in time; otherwise the answer, or the daemon's error raised."""

@@ -42,8 +42,7 @@ class DaemonLink:
         self.socket = dealer(context, sockets)
         self._session = attachment.session
         self._boot_epoch = attachment.boot_epoch
-        self._sent = 0
-        self._acked = 0
+        self._sent = self._acked = attachment.answer.number
         self._failed: KvError | None = None
         self._queue: deque[bytes] = deque([wire.encode(self._hello())])
         self.flush()
@@ -73,6 +72,14 @@ class DaemonLink:
         self._sent += 1
         self._put(message, self._sent)
         return self._sent
+
+    def ask_holdings(self) -> None:
+        """After a re-attach, before anything else is sent: the answer is a Holdings."""
+        body = pb.DaemonRequest(
+            session=self._session, boot_epoch=self._boot_epoch, holdings=pb.HoldingsRequest()
+        )
+        self._queue.append(wire.encode(body))
+        self.flush()
 
     def heartbeat(self, message: Heartbeat) -> None:
         """Sends the heartbeat now or not at all: an old one is worth nothing."""

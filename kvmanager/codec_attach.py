@@ -5,9 +5,9 @@ from typing import Final
 
 from holdfast.rundir import MAX_SOCKET_PATH_BYTES
 from holdfast.v1 import kvmanager_pb2 as pb
-from kvmanager.attachment import PROTOCOL_VERSION, Attached, AttachSpec
+from kvmanager.attachment import NO_SESSION, PROTOCOL_VERSION, Attached, AttachSpec
 from kvmanager.codec import decode_error
-from kvmanager.errors import Invalid, Mismatch, Unimplemented
+from kvmanager.errors import Invalid, Mismatch
 from kvmanager.messages import SessionId
 from kvmanager.packing import HASH_BYTES, ID_BYTES, exact, short, within
 
@@ -37,6 +37,7 @@ def encode_attach(spec: AttachSpec) -> pb.AttachRequest:
         vocab_size=spec.vocab_size,
         dtype=spec.dtype,
         peak_bytes=spec.peak_bytes,
+        resume_session=spec.resume_session,
     )
 
 
@@ -44,8 +45,6 @@ def decode_attach(request: pb.AttachRequest) -> AttachSpec:
     """The worker's statement, every field within its bounds; Invalid names the field."""
     if request.protocol_version != PROTOCOL_VERSION:
         raise Mismatch(f"protocol_version: {request.protocol_version}, this daemon speaks {PROTOCOL_VERSION}")
-    if request.resume_session:
-        raise Unimplemented("resume_session: re-attaching is not built yet; start a new session")
     return AttachSpec(
         model=short(request.model, 128, "model", least=1),
         model_fingerprint=exact(request.model_fingerprint, HASH_BYTES, "model_fingerprint"),
@@ -63,6 +62,9 @@ def decode_attach(request: pb.AttachRequest) -> AttachSpec:
         worker_id=_worker_id(request.worker_id),
         endpoint=_endpoint(request.endpoint),
         peak_bytes=within(request.peak_bytes, 0, 2**62, "peak_bytes"),
+        resume_session=SessionId(exact(request.resume_session, ID_BYTES, "resume_session"))
+        if request.resume_session
+        else NO_SESSION,
     )
 
 
@@ -106,6 +108,7 @@ def encode_attached(answer: Attached) -> pb.AttachReply:
         nonce=answer.nonce,
         exporter=answer.exporter,
         allocation_bytes=answer.allocation_bytes,
+        number=answer.number,
     )
     return pb.AttachReply(attached=attached)
 
@@ -125,4 +128,5 @@ def decode_attached(reply: pb.AttachReply) -> Attached:
         nonce=exact(answer.nonce, ID_BYTES, "nonce"),
         exporter=short(answer.exporter, 16, "exporter", least=1),
         allocation_bytes=answer.allocation_bytes,
+        number=answer.number,
     )

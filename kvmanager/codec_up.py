@@ -5,7 +5,7 @@ from typing import Any, Final
 
 from holdfast.v1 import kvmanager_pb2 as pb
 from kvmanager.codec_fields import few, member, sequence_id
-from kvmanager.errors import Invalid, Unimplemented
+from kvmanager.errors import Invalid
 from kvmanager.messages import (
     Commit,
     CommitEntry,
@@ -54,6 +54,8 @@ def encode_open(body: pb.OpenOrAdopt, message: OpenOrAdopt) -> None:
         message.bypass_prefix,
         message.request_id,
     )
+    body.prompt_len = message.prompt_len
+    body.no_cache = message.no_cache
 
 
 def decode_open(body: pb.OpenOrAdopt) -> OpenOrAdopt:
@@ -71,7 +73,9 @@ def decode_open(body: pb.OpenOrAdopt) -> OpenOrAdopt:
         arrival_ns=within(body.arrival_ns, 0, 2**63 - 1, "arrival_ns"),
         tenant=exact(body.tenant, HASH_BYTES, "tenant"),
         bypass_prefix=body.bypass_prefix,
+        prompt_len=body.prompt_len,
         request_id=short(body.request_id, 128, "request_id"),
+        no_cache=body.no_cache,
     )
 
 
@@ -80,14 +84,13 @@ def encode_entry(body: pb.CommitEntry, entry: CommitEntry) -> None:
     body.base_recorded, body.base_kv, body.kv_len = entry.base_recorded, entry.base_kv, entry.kv_len
     body.token_ids, body.blocks = pack(entry.token_ids), pack_blocks(entry.blocks)
     body.preempted, body.stop_token_id = entry.preempted, entry.stop_token_id
+    body.copies_done = entry.copies_done
     body.finish = int(entry.finish)  # type: ignore[assignment]  # the stub wants the enum's own int type
     if entry.fork is not None:
         encode_fork(body.fork, entry.fork)
 
 
 def decode_entry(body: pb.CommitEntry) -> CommitEntry:
-    if body.copies_done:
-        raise Unimplemented("copies_done: not built yet")
     return CommitEntry(
         sequence=sequence_id(body.sequence, "entries.sequence"),
         epoch=body.epoch,
@@ -99,6 +102,7 @@ def decode_entry(body: pb.CommitEntry) -> CommitEntry:
         preempted=body.preempted,
         finish=member(FinishReason, body.finish, "entries.finish"),
         stop_token_id=body.stop_token_id,
+        copies_done=body.copies_done,
         fork=decode_fork(body.fork) if body.HasField("fork") else None,
     )
 

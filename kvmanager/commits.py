@@ -22,6 +22,7 @@ from kvmanager.messages import (
     SequenceRef,
 )
 from kvmanager.messages import Fenced as FencedMessage
+from kvmanager.orphans import orphan
 from kvmanager.parts import Parts
 from kvmanager.sequences import Sequence, SequenceState
 from kvmanager.sessions import Session
@@ -62,6 +63,7 @@ def judge(parts: Parts, session: Session, entry: CommitEntry) -> Sequence:
     judge_tokens(parts, sequence, entry)
     held = len(parts.rows.blocks[sequence.row]) if sequence.row >= 0 else 0
     judge_blocks(parts, session, sequence, entry, held)
+    judge_copies(parts, sequence, entry)
     if not entry.preempted:
         judge_kv(parts, sequence, entry, held)
     return sequence
@@ -130,6 +132,14 @@ def judge_kv(parts: Parts, sequence: Sequence, entry: CommitEntry, held: int) ->
         raise Invalid("a preempted sequence has no KV")
 
 
+def judge_copies(parts: Parts, sequence: Sequence, entry: CommitEntry) -> None:
+    """Nothing is computed on a tail whose begin is not copied yet."""
+    pending = parts.pending_copy(sequence) is not None
+    within("copies_done", entry.copies_done, 0, int(pending))
+    if pending and not entry.copies_done and not entry.preempted and entry.kv_len > sequence.kv_len:
+        raise Conflict("the sequence's copy order is not done")
+
+
 def fork_entry(parts: Parts, session: Session, entry: CommitEntry, room: Room, now_ns: int) -> None:
     """Judge a fork and its first entry, then store both."""
     assert entry.fork is not None
@@ -138,6 +148,7 @@ def fork_entry(parts: Parts, session: Session, entry: CommitEntry, room: Room, n
     held = parts.blocks_of(entry.kv_len) if ended else len(child.shared)
     judge_tokens(parts, child.sequence, entry)
     judge_blocks(parts, session, child.sequence, entry, held)
+    judge_copies(parts, child.sequence, entry)
     judge_kv(parts, child.sequence, entry, held)
     room.take(entry.base_recorded, len(child.request))
     if ended:
@@ -155,11 +166,16 @@ def apply_entry(parts: Parts, session: Session, sequence: Sequence, entry: Commi
         take_blocks(parts, session, sequence, [ref.id for ref in entry.blocks])
     if entry.token_ids:
         parts.sequences.append(sequence, entry.token_ids)
+    if entry.copies_done:
+        parts.end_copy(sequence, now_ns)
+    if not sequence.stepped and entry.kv_len > sequence.kv_len:
+        prove_harmless(parts, sequence)
     if entry.preempted:
         parts.hold_row(sequence, SequenceState.PREEMPTED)
         parts.preemptions += 1
     else:
-        sequence.kv_len = entry.kv_len
+        if entry.kv_len > sequence.kv_len:
+            sequence.kv_len, sequence.moved_ns = entry.kv_len, now_ns
         if entry.kv_len // parts.block_size > sequence.tip.depth and sequence.row >= 0:
             seal_full(parts, sequence)
     if entry.finish:
@@ -168,6 +184,14 @@ def apply_entry(parts: Parts, session: Session, sequence: Sequence, entry: Commi
     if sequence.state == SequenceState.OPEN:
         parts.sequences.put_lengths(sequence)
     else:
+        parts.sequences.put(sequence)
+
+
+def prove_harmless(parts: Parts, sequence: Sequence) -> None:
+    """A step of it was committed: no death so far was its fault (rule 12)."""
+    sequence.stepped = True
+    if sequence.deaths:
+        sequence.deaths = 0
         parts.sequences.put(sequence)
 
 
@@ -239,5 +263,11 @@ def release_row(parts: Parts, session: Session, ref: SequenceRef, now_ns: int) -
 
 
 def fenced(parts: Parts, session: Session, message: FencedMessage, now_ns: int) -> Acked:
-    """The worker has dropped a sequence: what it held of it comes back as by a Release."""
+    """The worker has stopped and dropped a sequence: one that lives waits for another worker, and nothing of it is in
+    quarantine; what was held of an ended one comes back as by a Release."""
+    sequence = parts.sequences.by_id.get(message.sequence)
+    live = sequence is not None and sequence.state in (SequenceState.OPEN, SequenceState.PREEMPTED)
+    if live and sequence is not None and (sequence.owner, sequence.epoch) == (session.holder, message.epoch):
+        orphan(parts, sequence, now_ns, quarantine=False)
+        return Acked()
     return release(parts, session, Release(rows=[SequenceRef(message.sequence, message.epoch)]), now_ns)

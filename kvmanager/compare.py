@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
+from kvmanager.blocks import BlockPool
 from kvmanager.integrity import Finding
 from kvmanager.parts import Parts
 
@@ -27,6 +28,8 @@ def compare_blocks(live: Parts, rebuilt: Parts) -> Iterator[Finding]:
         for block, (a, b) in enumerate(zip(getattr(mine, name), getattr(true, name), strict=True)):
             if a != b:
                 yield Finding(kind, f"block {block}", f"{name} is {a} in memory, {b} by the records")
+    if mine.reads != true.reads:
+        yield Finding("refcount", "copy orders", f"read {mine.reads}, by the records {true.reads}")
     for name, kind in (("free", "free_list"), ("cached", "free_list")):
         a, b = list(getattr(mine, name)), list(getattr(true, name))
         if len(a) != getattr(mine, name).length or sorted(a) != sorted(b):
@@ -34,6 +37,8 @@ def compare_blocks(live: Parts, rebuilt: Parts) -> Iterator[Finding]:
     uses = [mine.last_use[block] for block in mine.cached]
     if uses != sorted(uses):
         yield Finding("free_list", "cached list", "not in the order of last use")
+    if orphans := left_behind(mine):
+        yield Finding("free_list", "cached list", f"{orphans} blocks stand behind the one they follow")
     if mine.by_key != true.by_key:
         yield Finding(
             "index", "index", f"{len(mine.by_key)} keys in memory, {len(true.by_key)} by the records"
@@ -44,6 +49,16 @@ def compare_blocks(live: Parts, rebuilt: Parts) -> Iterator[Finding]:
             "counters",
             f"{mine.counts} and {mine.shared} shared, by the records {true.counts} and {true.shared}",
         )
+
+
+def left_behind(blocks: BlockPool) -> int:
+    """Cached blocks that would be evicted after the cached block before them in their chain: then nobody finds them."""
+    seen: set[int] = set()
+    count = 0
+    for block in blocks.cached:
+        count += blocks.parent[block] in seen
+        seen.add(blocks.link(block))
+    return count
 
 
 def compare_tables(live: Parts, rebuilt: Parts) -> Iterator[Finding]:
@@ -59,13 +74,15 @@ def compare_tables(live: Parts, rebuilt: Parts) -> Iterator[Finding]:
             yield Finding(
                 "sequence", f"record {slot}", f"{sequence_facts(a)} in memory, {sequence_facts(b)} stored"
             )
-    if mine.open.keys() != true.open.keys() or len(mine.finished) != len(true.finished):
-        yield Finding("sequence", "look-ups", "open or finished sequences differ from the records")
+    found = [(t.open.keys(), t.orphans.keys(), len(t.finished)) for t in (mine, true)]
+    if found[0] != found[1]:
+        yield Finding("sequence", "look-ups", "open, orphaned or finished ones differ from the records")
     for name in ("token_arena", "request_arena"):
         if getattr(mine, name).holes != getattr(true, name).holes:
             yield Finding("sequence", name, "its free extents are not those that the records leave")
-    if live.held_rows != rebuilt.held_rows:
-        yield Finding("row", "rows", f"{live.held_rows} held in memory, {rebuilt.held_rows} by the records")
+    mine_rows, true_rows = ((one.held_rows, one.rows.entries) for one in (live, rebuilt))
+    if mine_rows != true_rows:
+        yield Finding("row", "rows", f"(held, entries) {mine_rows} in memory, {true_rows} by the records")
     if [*map(session_facts, live.sessions.slots)] != [*map(session_facts, rebuilt.sessions.slots)]:
         yield Finding("session", "sessions", "in memory they differ from the records")
 
@@ -76,12 +93,14 @@ def sequence_facts(s: Any) -> Any:
         s.id,
         s.state,
         s.epoch,
+        s.deaths,
         s.owner,
         s.row,
         s.kv_len,
         s.tokens.tobytes(),
         s.finish,
         s.held_rows,
+        s.copy,
         s.tip[:2] if s.row >= 0 else None,
     )
 

@@ -54,6 +54,13 @@ class KvManagerSettings(Common):
     record_ttl: float = Field(
         300, ge=1, le=86_400, description="seconds that a finished sequence can be read"
     )
+    kill_hung: bool = Field(
+        True,
+        description="SIGKILL a worker that is fenced for its silence; else its blocks wait until it ends",
+    )
+    orphan_ttl: float = Field(
+        60, ge=1, le=86_400, description="seconds that a sequence without a worker waits for another"
+    )
     keeper: Path | None = Field(
         None, description="socket of a keeper that runs elsewhere: start the daemon only"
     )

@@ -24,6 +24,7 @@ from kvmanager import fds
 from kvmanager.admin import HANDLERS
 from kvmanager.attachments import Attachments
 from kvmanager.config import KvManagerSettings
+from kvmanager.draining import Draining
 from kvmanager.errors import Conflict, NotFound
 from kvmanager.gpu_pools import MODULE, GpuAllocators
 from kvmanager.keeper_link import KeeperBusyError, KeeperError, KeeperLink
@@ -34,12 +35,14 @@ from kvmanager.messages import SessionId
 from kvmanager.pools import Pool, Pools
 from kvmanager.router import Router
 from kvmanager.server import Server
+from kvmanager.sessions import SessionState
 from kvmanager.view import View
 from kvmanager.workers import Worker, Workers
 
 BEAT_S: Final = 0.2
 EXPIRE_S: Final = 1.0
 KEEPER_WAIT_S: Final = 10.0
+REATTACH_S: Final = 10.0  # from our start; a starved worker may take seconds to notice
 EXIT_ERROR: Final = 1
 START_CODES: Final = {RunDirError: 2, KeeperError: EXIT_ERROR, KeeperBusyError: 7}
 
@@ -57,7 +60,7 @@ class Daemon:
         self.settings, self.keeper = settings, keeper
         self.stopping = self._busy = self._behind = False
         self._beat_at = self._expire_at = time.monotonic()
-        self._ttl_ns = int(settings.record_ttl * 1e9)
+        self._ttl_ns, self._orphan_ttl_ns = int(settings.record_ttl * 1e9), int(settings.orphan_ttl * 1e9)
         self.loop = Loop()
         self.watch = Watch(time.monotonic_ns())
         gpus = GpuAllocators(self._beating, allocator)
@@ -65,7 +68,8 @@ class Daemon:
         self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         router = Router(self.context, settings.sockets.daemon, keeper.get("daemon.sock"))
         self.server = Server(router, self.watch)
-        self.workers = Workers(self.loop, self.watch, self.server.deliver_outbox)
+        send, kill = self.server.deliver_outbox, settings.kill_hung
+        self.workers = Workers(self.loop, self.watch, send, kill_hung=kill)
         self.view = View(
             run_dir=settings.run_dir,
             memory_budget_bytes=settings.cpu_budget,
@@ -84,8 +88,11 @@ class Daemon:
         own: dict[str, Callable[[Any], Any]] = {
             "snapshot": self.view.snapshot,
             "read_record": self.view.read_record,
+            "find_request": self.view.find_request,
         }
-        return {**admin, **own, "delete_pool": self._delete_pool}
+        moves = Draining(self.workers, self.server)
+        own |= {"drain": moves.drain, "undrain": moves.undrain, "delete_pool": self._delete_pool}
+        return {**admin, **own}
 
     def _ask_admin(self, handler: Callable[[Any, Any], Any], request: Any) -> Any:
         with self._beating():
@@ -110,7 +117,7 @@ class Daemon:
         self.loop.watch(self.keeper.fileno(), self.keeper.drain)
         self.pools.recover()
         for pool in self.pools:
-            self._expect_ends(pool)
+            self._expect_back(pool)
         self.view.ready = True
         gc.freeze()  # modules and tables stay: no collection needs to walk them again
         log.info(
@@ -132,13 +139,16 @@ class Daemon:
         self._timers(time.monotonic())
 
     def _timers(self, now: float) -> None:
-        if now >= self._beat_at:
+        beat = now >= self._beat_at
+        if beat:
             self._beat()
             self.attachments.expire(now)
+        self.server.answer_parked(beat)
         if now >= self._expire_at:
             self._expire_at = now + EXPIRE_S
             for pool in self.pools:
-                pool.state.expire(time.monotonic_ns(), self._ttl_ns)
+                pool.state.expire(time.monotonic_ns(), self._ttl_ns, self._orphan_ttl_ns)
+                self.server.deliver_outbox(pool)
 
     def _beat(self) -> None:
         """To the keeper; also between the slices of a long allocation, which SIGTERM ends."""
@@ -181,8 +191,8 @@ class Daemon:
         if self._busy:
             raise Stopped
 
-    def _expect_ends(self, pool: Pool) -> None:
-        """Former sessions of a recovered pool: dead ones are buried now, living ones when their process ends."""
+    def _expect_back(self, pool: Pool) -> None:
+        """Former sessions of a recovered pool: dead ones are buried now; living ones attach again, or are lost."""
         for session in pool.state.sessions():
             pidfd = watch_process(session.pid, session.start_time)
             if pidfd is None:
@@ -215,7 +225,8 @@ def watch_process(pid: int, started: int) -> int | None:
 
 
 def former_worker(pool: Pool, session: Any, pidfd: int) -> Worker:
-    """A worker of a daemon before this one: lost, its attachment closed with that daemon."""
+    """A worker of a daemon before this one; its attachment closed with that daemon."""
+    alive = session.state == SessionState.ALIVE
     return Worker(
         session=SessionId(session.id),
         worker_id=session.worker_id,
@@ -224,8 +235,9 @@ def former_worker(pool: Pool, session: Any, pidfd: int) -> Worker:
         pid=session.pid,
         pidfd=pidfd,
         connection=None,
-        boot_epoch=0,
-        lost=True,
+        boot_epoch=pool.state.boot_epoch,
+        lost=not alive,
+        expected_by=time.monotonic() + REATTACH_S if alive else None,
     )
 
 

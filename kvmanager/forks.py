@@ -87,6 +87,7 @@ def child_of(parts: Parts, session: Session, entry: CommitEntry, fork: Fork, now
         arrival_ns=fork.arrival_ns,
         opened_ns=now_ns,
         bypass_prefix=False,
+        private=parent.private,
         prompt_len=parent.prompt_len,
         tokens=parent.tokens[: entry.base_recorded],
         owner=session.holder,
@@ -130,7 +131,7 @@ def tip_of(parts: Parts, parent: Sequence, shared: list[int], epoch: int) -> Tip
     """The parent's own, where they part at its last sealed block: it knows the indexed twin of a private block."""
     if shared and parent.epoch == epoch and parent.tip.depth == len(shared):
         return parent.tip
-    return parts.prefix.tip(parent.tenant, shared)
+    return parts.prefix.tip(parent.tenant, shared, private=parent.private)
 
 
 def keep(parts: Parts, child: Child) -> None:

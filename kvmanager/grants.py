@@ -2,7 +2,8 @@
 
 A float is at most 1/8 of the pool, so that one worker cannot hoard it; a starving worker, one whose step waits for
 blocks, gets what it needs all the same. A starving worker that got nothing is remembered, and served as soon as
-anything comes back. One victim is asked at a time, and none while a row is still to be released.
+anything comes back. The reserve for adoptions (rule 5) is nobody's float. One victim is asked at a time, and none
+while a row is still to be released.
 """
 
 from collections.abc import Iterator
@@ -23,7 +24,7 @@ def grant(parts: Parts, session: Session, message: Grant, now_ns: int) -> Grante
 
 
 def give(parts: Parts, session: Session, count: int) -> Granted:
-    blocks = parts.blocks.take(min(count, parts.blocks.available), session.holder)
+    blocks = parts.blocks.take(min(count, parts.grantable), session.holder)
     session.float_blocks += len(blocks)
     return Granted(blocks=[parts.blocks.ref(block) for block in blocks])
 
@@ -33,7 +34,7 @@ def serve_starving(parts: Parts) -> Iterator[Outgoing]:
     for session in parts.sessions.slots:
         if session is None or not session.want:
             continue
-        if parts.blocks.available:
+        if parts.grantable:
             granted = give(parts, session, session.want)
             session.want = 0
             yield Outgoing(session.id, 0, granted)

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from kvmanager import integrity_copies
 from kvmanager.blocks import FREE, GRANTED, QUARANTINED, SEALED, TAIL, BlockState
 from kvmanager.layout import Buffer, MetaLayout, MetaView
 from kvmanager.prefix import Hash, KeyChain, sha256
@@ -26,11 +27,13 @@ class Finding(NamedTuple):
 
 
 class Image(NamedTuple):
-    """A buffer's arrays and the references that its rows make."""
+    """A buffer's arrays and the references that its rows and its copy orders make."""
 
     layout: MetaLayout
     view: MetaView
-    refs: Any  # [num_blocks]
+    refs: Any  # [num_blocks]: rows that name it
+    stranded: Any  # [num_blocks]: those of orphans
+    reads: Any  # [num_blocks]: copy orders that read it
     keys: KeyChain
 
 
@@ -38,12 +41,13 @@ def check_buffer(buffer: Buffer, digest: Hash = sha256) -> list[Finding]:
     """Everything wrong in the metadata's records. Raises CorruptMetadata when the header itself is not readable."""
     layout = MetaLayout.from_header(buffer)
     view = layout.view(buffer)
-    image = Image(layout, view, np.zeros(layout.num_blocks, np.int64), KeyChain(layout.spec, digest))
+    counted = np.zeros((3, layout.num_blocks), np.int64)
+    image = Image(layout, view, counted[0], counted[1], counted[2], KeyChain(layout.spec, digest))
     found = [*check_words(view), *check_sessions(view), *check_sequences(image), *check_row_records(image)]
     if found:
         return found  # what follows relies on these
     count_references(image)
-    return [*check_blocks(image), *check_chains(image), *check_rows(image)]
+    return [*check_blocks(image), *check_chains(image), *check_rows(image), *check_copies(image)]
 
 
 # ------------------------------------------------------------------------------------------------- records
@@ -86,6 +90,8 @@ def check_sequences(image: Image) -> Iterator[Finding]:
         requests.append((int(record["request_offset"]), int(record["request_bytes"]), name))
     yield from overlaps(tokens, layout.arena_tokens, "token")
     yield from overlaps(requests, layout.request_bytes, "request")
+    for name, message in integrity_copies.extent_faults(layout, image.view):
+        yield Finding("sequence", f"sequence {name}", message)
 
 
 def sequence_faults(image: Image, record: Any, slot: int) -> Iterator[str]:
@@ -114,9 +120,11 @@ def ownership_faults(image: Image, record: Any, slot: int) -> Iterator[str]:
     view, state = image.view, int(record["state"])
     owner, row = int(record["owner"]), int(record["row"])
     alive = 0 < owner <= len(view.sessions) and int(view.sessions[owner - 1]["state"]) == SessionState.ALIVE
-    if not alive and (owner or state != SequenceState.FINISHED):
+    if not alive and (owner or state not in (SequenceState.FINISHED, SequenceState.ORPHANED)):
         yield f"its owner {owner} is no living session"
-    if (state == SequenceState.OPEN) != (row != 0):
+    if owner and state == SequenceState.ORPHANED:
+        yield f"an orphan with owner {owner}"
+    if state != SequenceState.ORPHANED and (state == SequenceState.OPEN) != (row != 0):
         yield f"row {row - 1} in state {state}"
     elif row > image.layout.num_rows:
         yield f"row {row - 1}, there are {image.layout.num_rows}"
@@ -141,7 +149,7 @@ def check_row_records(image: Image) -> Iterator[Finding]:
         sequence, length = int(record["sequence"]), int(record["length"])
         if sequence > layout.num_records or not view.sequences[sequence - 1]["state"]:
             yield Finding("row", name, f"belongs to record {sequence - 1}, which is unused")
-        elif int(view.sequences[sequence - 1]["owner"]) == 0:
+        elif not owned(view.sequences[sequence - 1]):
             yield Finding("row", name, "belongs to a sequence without owner")
         elif int(view.sequences[sequence - 1]["row"]) != row + 1 and open_in(view, sequence, record):
             yield Finding("row", name, "is a second row of a sequence's present epoch")
@@ -155,6 +163,11 @@ def check_row_records(image: Image) -> Iterator[Finding]:
             yield Finding("row", name, "names a block twice")
 
 
+def owned(sequence: Any) -> bool:
+    """Whether rows of it may be there."""
+    return int(sequence["owner"]) > 0 or int(sequence["state"]) == SequenceState.ORPHANED
+
+
 def open_in(view: MetaView, sequence: int, row: Any) -> bool:
     """Is the sequence open in the epoch that the row was made for?"""
     record = view.sequences[sequence - 1]
@@ -165,19 +178,27 @@ def open_in(view: MetaView, sequence: int, row: Any) -> bool:
 
 
 def count_references(image: Image) -> None:
-    for row in image.view.rows["sequence"].nonzero()[0].tolist():
-        image.refs[image.view.entries[row, : int(image.view.rows[row]["length"])]] += 1
+    view = image.view
+    for row in view.rows["sequence"].nonzero()[0].tolist():
+        blocks = view.entries[row, : int(view.rows[row]["length"])]
+        orphan = int(view.sequences[int(view.rows[row]["sequence"]) - 1]["state"]) == SequenceState.ORPHANED
+        image.refs[blocks] += 1
+        image.stranded[blocks] += orphan
+    image.reads[:] = integrity_copies.reads(image.layout, image.view)
 
 
 def check_blocks(image: Image) -> Iterator[Finding]:
-    records, refs, sessions = image.view.blocks, image.refs.tolist(), image.view.sessions["state"].tolist()
+    records, sessions = image.view.blocks, image.view.sessions["state"].tolist()
+    refs, reads, stranded = image.refs.tolist(), image.reads.tolist(), image.stranded.tolist()
     for block, (state, indexed, holder) in enumerate(
         zip(records["state"].tolist(), records["indexed"].tolist(), records["holder"].tolist(), strict=True)
     ):
-        for kind, message in block_faults(state, indexed, refs[block]):
+        rows = refs[block] - (stranded[block] if state == QUARANTINED else 0)
+        for kind, message in block_faults(state, indexed, rows, reads[block]):
             yield Finding(kind, f"block {block}", message)
         held_by = sessions[holder - 1] if 0 < holder <= len(sessions) else 0
-        wanted = HOLDERS.get(state, 0)
+        kept = state == QUARANTINED and not holder and (reads[block] or stranded[block])
+        wanted = 0 if kept else HOLDERS.get(state, 0)
         if held_by != wanted or (holder and not wanted):
             yield Finding(
                 "state", f"block {block}", f"{name_of(state)}, but its holder {holder} is not as it should be"
@@ -187,15 +208,15 @@ def check_blocks(image: Image) -> Iterator[Finding]:
 HOLDERS = {GRANTED: SessionState.ALIVE, TAIL: SessionState.ALIVE, QUARANTINED: SessionState.LOST}
 
 
-def block_faults(state: int, indexed: int, refs: int) -> Iterator[tuple[str, str]]:
-    """What contradicts itself in one block's record and the rows that name it."""
+def block_faults(state: int, indexed: int, refs: int, reads: int) -> Iterator[tuple[str, str]]:
+    """What contradicts itself in one block's record, the rows that name it and the copy orders that read it."""
     if state > QUARANTINED:
         yield "state", f"unknown state {state}"
     elif state in (FREE, GRANTED, QUARANTINED) and refs:
         yield "refcount", f"{name_of(state)}, but {refs} rows name it"
     elif state == TAIL and refs != 1:
         yield ("refcount", f"{refs} rows name a tail") if refs else ("leak", "a tail that no row names")
-    elif state == SEALED and not refs and not indexed:
+    elif state == SEALED and not refs and not reads and not indexed:
         yield "leak", "sealed, but neither a row nor a look-up can find it"
     if indexed not in (0, 1) or (indexed and state != SEALED):
         yield "index", f"indexed {indexed} while {name_of(state)}"
@@ -203,6 +224,11 @@ def block_faults(state: int, indexed: int, refs: int) -> Iterator[tuple[str, str
 
 def name_of(state: int) -> str:
     return BlockState(state).name.lower() if state <= QUARANTINED else f"state {state}"
+
+
+def check_copies(image: Image) -> Iterator[Finding]:
+    for name, message in integrity_copies.order_faults(image.view):
+        yield Finding("sequence", f"sequence {name}", message)
 
 
 def check_chains(image: Image) -> Iterator[Finding]:

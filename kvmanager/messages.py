@@ -20,6 +20,14 @@ class BlockRef(NamedTuple):
     generation: int
 
 
+class CopyOrder(NamedTuple):
+    """The first `slots` slots of `source` are to be copied to `destination`, before the step that needs them."""
+
+    source: BlockRef
+    destination: BlockRef
+    slots: int
+
+
 class FinishReason(IntEnum):
     """As holdfast.v1.FinishReason; NONE while the sequence runs."""
 
@@ -75,6 +83,8 @@ class OpenOrAdopt:
     tenant: bytes
     bypass_prefix: bool = False
     request_id: str = ""
+    prompt_len: int = 0
+    no_cache: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,6 +113,7 @@ class CommitEntry:
     preempted: bool = False
     finish: FinishReason = FinishReason.NONE
     stop_token_id: int = 0
+    copies_done: int = 0
     fork: Fork | None = None
 
 
@@ -183,6 +194,9 @@ class Opened:
     cached_len: int
     blocks: Sequence[BlockRef]
     token_ids: Sequence[int] = ()
+    lost_len: int = 0
+    alone: bool = False
+    copies: Sequence[CopyOrder] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -190,6 +204,12 @@ class Wait:
     sequence: SequenceId
     needed_blocks: int
     available_blocks: int
+    for_prefix: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Retry:
+    sequence: SequenceId
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -206,9 +226,36 @@ class Revoke:
     epoch: int
 
 
+class Holding(NamedTuple):
+    """One record of a session: open, preempted, or finished and not forgotten."""
+
+    sequence: SequenceId
+    epoch: int
+    recorded_len: int
+    finish: FinishReason
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Holdings:
+    """After a re-attach: what the daemon thinks the session holds. `blocks` are its float."""
+
+    sequences: Sequence[Holding]
+    blocks: Sequence[BlockRef]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Drain:
     pass
 
 
-Reply = Acked | Granted | Opened | Wait | Refused | Revoke | Drain
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Handover:
+    pass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resume:
+    pass
+
+
+Reply = Acked | Granted | Opened | Wait | Refused | Revoke | Retry | Holdings | Drain | Handover | Resume

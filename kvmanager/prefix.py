@@ -35,6 +35,13 @@ class Tip(NamedTuple):
     link: int  # of the indexed block with that content; NONE at a root, LOST when there is none
 
 
+class Begin(NamedTuple):
+    """A block whose first slots hold what is wanted: to be copied, not shared."""
+
+    source: int
+    slots: int
+
+
 def sha256(data: bytes) -> bytes:
     return hashlib.sha256(data).digest()
 
@@ -100,10 +107,20 @@ class PrefixIndex:
             parent_key, link = key, self._blocks.link(block)
         return found
 
-    def tip(self, tenant: bytes, sealed: list[int]) -> Tip:
+    def find_begin(self, tenant: bytes, found: list[int], wanted: bytes) -> Begin | None:
+        """Of the blocks after `found` the one that begins with the most of the `wanted` tokens; None where a copy of it
+        would save less than half a block. Never a whole block."""
+        tip, size = self.tip(tenant, found), self._blocks.block_size
+        nearest = self._blocks.children.nearest(tip.link, tip.key, wanted[: self._step - 4])
+        if nearest is None or nearest[1] < self._blocks.children.half:
+            return None
+        assert nearest[1] < size
+        return Begin(*nearest)
+
+    def tip(self, tenant: bytes, sealed: list[int], *, private: bool = False) -> Tip:
         """What comes next is sealed after these, a chain from its root; after a private block it stays private."""
         if not sealed:
-            return Tip(0, self.keys.root(tenant), NONE)
+            return Tip(0, self.keys.root(tenant), LOST if private else NONE)
         last, b = sealed[-1], self._blocks
         return Tip(len(sealed), b.key[last], b.link(last) if b.indexed[last] else LOST)
 

@@ -85,7 +85,7 @@ SEQUENCE: Final = np.dtype(
         ("state", "u1"),  # sequences.SequenceState
         ("finish", "u1"),
         ("bypass_prefix", "u1"),
-        ("reserved", "u1"),
+        ("deaths", "u1"),
         ("index", "<u4"),
         ("recorded_len", "<u4"),
         ("kv_len", "<u4"),
@@ -103,7 +103,7 @@ SEQUENCE: Final = np.dtype(
         ("request_offset", "<u8"),  # in the request arena, in bytes
         ("arrival_ns", "<u8"),
         ("opened_ns", "<u8"),
-        ("finished_ns", "<u8"),
+        ("finished_ns", "<u8"),  # or orphaned
         ("copy_source", "<u4"),  # a pending copy order; 0 slots: none
         ("copy_destination", "<u4"),
         ("copy_slots", "<u4"),

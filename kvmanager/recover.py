@@ -11,13 +11,14 @@ from kvmanager.layout import Buffer, MetaLayout, MetaView
 from kvmanager.messages import FinishReason, SequenceId, SessionId
 from kvmanager.parts import Parts
 from kvmanager.prefix import Hash
-from kvmanager.sequences import Sequence, SequenceState
+from kvmanager.sequences import Copy, Sequence, SequenceState
 from kvmanager.sessions import Session, SessionState
 from kvmanager.store import Store
 
 NUMBERS: Final = (  # the fields that a Sequence has by the same name
     "index",
     "epoch",
+    "deaths",
     "owner",
     "cached_len",
     "prompt_len",
@@ -41,6 +42,11 @@ def load(buffer: Buffer, layout: MetaLayout, store: Store, digest: Hash) -> Part
     load_blocks(parts, view)
     load_sequences(parts, view)
     load_rows(parts, view)
+    load_copies(parts)
+    parts.blocks.shared = sum(
+        state == SEALED and refs > 1
+        for state, refs in zip(parts.blocks.state, parts.blocks.refs, strict=True)
+    )
     order_cached(parts)
     load_sessions(parts, view)
     return parts
@@ -61,7 +67,7 @@ def load_blocks(parts: Parts, view: MetaView) -> None:
             b.last_use[block] = int(record["last_use"])
             b.tokens[block] = view.block_tokens[block].tobytes()
             if b.indexed[block]:
-                b.by_key[b.key[block]] = block
+                b.find(block)
 
 
 def load_sequences(parts: Parts, view: MetaView) -> None:
@@ -81,6 +87,8 @@ def sequence_of(record: Any, view: MetaView, slot: int) -> Sequence:
     numbers: dict[str, Any] = {name: int(record[name]) for name in NUMBERS}
     offset, recorded = numbers["token_offset"], int(record["recorded_len"])
     return Sequence(
+        target_blocks=-(-recorded // view.block_tokens.shape[1]),  # what it was opened with, or a block more
+        stepped=not numbers["deaths"],  # a commit clears the count
         slot=slot,
         id=SequenceId(record["id"].tobytes()),
         group=record["group"].tobytes(),
@@ -91,8 +99,14 @@ def sequence_of(record: Any, view: MetaView, slot: int) -> Sequence:
         state=SequenceState(int(record["state"])),
         finish=FinishReason(int(record["finish"])),
         row=int(record["row"]) - 1,
+        copy=copy_of(record),
         **numbers,
     )
+
+
+def copy_of(record: Any) -> Copy | None:
+    slots = int(record["copy_slots"])
+    return Copy(int(record["copy_source"]), int(record["copy_destination"]), slots) if slots else None
 
 
 def load_rows(parts: Parts, view: MetaView) -> None:
@@ -104,7 +118,6 @@ def load_rows(parts: Parts, view: MetaView) -> None:
         rows.blocks[row] = view.entries[row, : int(record["length"])].tolist()
         for block in rows.blocks[row]:
             b.refs[block] += 1
-            b.shared += b.refs[block] == 2
         sequence = parts.sequences.slots[rows.sequence[row] - 1]
         assert sequence is not None, "check_buffer found the row's sequence"
         if sequence.row == row:
@@ -113,6 +126,17 @@ def load_rows(parts: Parts, view: MetaView) -> None:
             sequence.held_rows[rows.epoch[row]] = row
             parts.held_rows += 1
     rows.unused = [row for row in rows.unused if rows.sequence[row] == 0]
+    rows.entries = sum(map(len, rows.blocks))
+
+
+def load_copies(parts: Parts) -> None:
+    """What pending copy orders read stays what it is."""
+    b = parts.blocks
+    for sequence in parts.sequences.by_id.values():
+        if sequence.copy is not None:
+            source = sequence.copy.source
+            b.refs[source] += 1
+            b.reads[source] = b.reads.get(source, 0) + 1
 
 
 def find_tip(parts: Parts, sequence: Sequence) -> None:

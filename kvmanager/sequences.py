@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Sequence as ListOf
 from dataclasses import dataclass, field
 from enum import IntEnum
+from typing import NamedTuple
 
 from kvmanager.arena import Arena
 from kvmanager.layout import MetaLayout
@@ -21,6 +22,8 @@ from kvmanager.store import Store
 RECORD = struct.Struct(f"<BBBBIIIQIIIIIiIIQQQQQQIIII16s16s32s{MAX_REQUEST_ID_BYTES}s")
 LENGTHS = struct.Struct("<II")  # recorded_len, kv_len
 LENGTHS_AT = 8
+COPY = struct.Struct("<III")  # source, destination, slots
+COPY_AT = 104
 
 
 class SequenceState(IntEnum):
@@ -28,6 +31,18 @@ class SequenceState(IntEnum):
     OPEN = 1
     PREEMPTED = 2
     FINISHED = 3
+    ORPHANED = 4  # without a worker: the next one that asks for it adopts it
+
+
+class Copy(NamedTuple):
+    """A pending copy order: the first `slots` slots of `destination`, a tail in the row, are still in `source`."""
+
+    source: int
+    destination: int
+    slots: int
+
+
+NO_COPY = Copy(0, 0, 0)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -59,10 +74,15 @@ class Sequence:
     token_offset: int = 0
     token_capacity: int = 0
     request_offset: int = 0
-    finished_ns: int = 0
+    finished_ns: int = 0  # or orphaned
+    deaths: int = 0  # of workers that ran it and had committed nothing of it (rule 12)
+    stepped: bool = True  # its owner has committed something of it
     target_blocks: int = 0  # blocks of the tokens recorded when it was opened
     tip: Tip = Tip(0, b"", 0)  # noqa: RUF009 - a tuple
     revoked: bool = False
+    moved_ns: int = 0  # when its KV last grew, or it was opened
+    copy: Copy | None = None  # of the open row, or of one that its former owner has not released
+    private: bool = False  # look-ups find none of its blocks; not in the record: an opener says it again
     held_rows: dict[int, int] = field(
         default_factory=dict
     )  # epoch → row that its former owner has not released
@@ -81,6 +101,7 @@ class SequenceTable:
         self.unused = list(range(layout.num_records))[::-1]
         self.by_id: dict[SequenceId, Sequence] = {}
         self.open: dict[int, Sequence] = {}  # by record
+        self.orphans: dict[int, Sequence] = {}  # by record
         self.finished: deque[Sequence] = deque()  # oldest first
         self.token_arena = Arena(layout.arena_tokens)
         self.request_arena = Arena(layout.request_bytes)
@@ -110,6 +131,8 @@ class SequenceTable:
         self.by_id[sequence.id] = sequence
         if sequence.state == SequenceState.OPEN:
             self.open[sequence.slot] = sequence
+        elif sequence.state == SequenceState.ORPHANED:
+            self.orphans[sequence.slot] = sequence
         elif sequence.state == SequenceState.FINISHED:
             self.finished.append(sequence)
 
@@ -117,6 +140,11 @@ class SequenceTable:
         """Record new tokens; `put_lengths` or `put` follows."""
         self._put_tokens(sequence, len(sequence.tokens), token_ids)
         sequence.tokens.extend(token_ids)
+
+    def request_of(self, sequence: Sequence) -> bytes:
+        """The request's bytes, as they were told."""
+        at = self._layout.request_arena_at + sequence.request_offset
+        return bytes(self._store.raw[at : at + sequence.request_bytes])
 
     def forget(self, sequence: Sequence) -> None:
         """Drop a finished record that holds no row."""
@@ -134,6 +162,10 @@ class SequenceTable:
         at = self._layout.sequences_at + s.slot * SEQUENCE.itemsize + LENGTHS_AT
         self._store.put(at, LENGTHS.pack(len(s.tokens), s.kv_len))
 
+    def put_copy(self, s: Sequence) -> None:
+        at = self._layout.sequences_at + s.slot * SEQUENCE.itemsize + COPY_AT
+        self._store.put(at, COPY.pack(*(s.copy or NO_COPY)))
+
     def put(self, s: Sequence) -> None:
         """Store the whole record."""
         request_id = s.request_id.encode()
@@ -141,9 +173,9 @@ class SequenceTable:
         extents = s.token_offset, s.token_capacity, s.request_offset
         times = s.arrival_ns, s.opened_ns, s.finished_ns
         ids = s.id, s.group, s.tenant, request_id
-        state = s.state, s.finish, s.bypass_prefix, 0, s.index, len(s.tokens), s.kv_len
-        no_copy = 0, 0, 0, len(request_id)
-        record = RECORD.pack(*state, s.epoch, s.owner, s.row + 1, *numbers, *extents, *times, *no_copy, *ids)
+        state = s.state, s.finish, s.bypass_prefix, s.deaths, s.index, len(s.tokens), s.kv_len
+        copy = *(s.copy or NO_COPY), len(request_id)
+        record = RECORD.pack(*state, s.epoch, s.owner, s.row + 1, *numbers, *extents, *times, *copy, *ids)
         self._store.put(self._layout.sequences_at + s.slot * SEQUENCE.itemsize, record)
 
     def _put_tokens(self, sequence: Sequence, start: int, token_ids: ListOf[int]) -> None:

@@ -24,6 +24,7 @@ from kvmanager.router import Packet, Router, Sent
 from kvmanager.workers import Worker, Workers
 
 ROUND: Final = 256  # messages handled before the other sockets get their turn
+MAX_PARKED: Final = 256
 
 log = structlog.get_logger()
 
@@ -43,6 +44,7 @@ LEGAL: Final[Mapping[str, Sender]] = {
         (
             "snapshot",
             "read_record",
+            "find_request",
             "status",
             "list",
             "describe",
@@ -64,6 +66,7 @@ Question = Callable[[Any], Message]  # body of a request -> body of its reply
 # Oneof case of a question -> that of its reply, where they differ.
 REPLY_FIELDS: Final[Mapping[str, str]] = {
     "read_record": "record",
+    "find_request": "found_request",
     "drain": "drained",
     "undrain": "undrained",
     "delete_pool": "deleted_pool",
@@ -77,6 +80,7 @@ class Server:
         self.router, self.watch = router, watch
         self.workers: Workers
         self.questions: Mapping[str, Question] = {}
+        self._parked: list[tuple[bytes, pb.DaemonRequest]] = []  # snapshots asked for with `wait`
         self.bad_frames = 0
         self.unsent = 0
 
@@ -112,7 +116,9 @@ class Server:
         case = envelope.WhichOneof("body")
         if case not in LEGAL:
             raise Invalid("body: empty or unknown", field="body")
-        if LEGAL[case] is Sender.ANYBODY:
+        if case == "snapshot" and self._can_wait(envelope.snapshot):
+            self._parked.append((packet.identity, envelope))
+        elif LEGAL[case] is Sender.ANYBODY:
             self._ask(packet.identity, envelope, case)
         elif case == "hello":
             self._hello(packet, self._session(envelope))
@@ -140,14 +146,16 @@ class Server:
         return worker
 
     def _work(self, worker: Worker, envelope: pb.DaemonRequest, case: str) -> None:
+        state = worker.pool.state
         if case == "holdings":
-            raise Unimplemented("holdings: re-attaching is not built yet")
+            found = state.holdings(worker.session)
+            self.deliver(worker.pool, [Outgoing(worker.session, envelope.number, found)])
+            return
         message = decode_request(envelope)
         if isinstance(message, Heartbeat):
             if self.watch.hear(worker.session, message):
                 self.workers.changed()
             return
-        state = worker.pool.state
         self.deliver(worker.pool, state.apply(worker.session, envelope.number, message, time.monotonic_ns()))
 
     def deliver_outbox(self, pool: Pool) -> None:
@@ -168,6 +176,19 @@ class Server:
                 self.workers.fence(worker, sent.value)
 
     # ------------------------------------------------------------------------------------- questions
+
+    def _can_wait(self, request: pb.SnapshotRequest) -> bool:
+        """Whoever asks too often waits for nothing."""
+        news = request.version != self.workers.version
+        return request.wait and not news and len(self._parked) < MAX_PARKED
+
+    def answer_parked(self, beat: bool) -> None:
+        """At the end of each round: membership is another, or it is time for fresh loads."""
+        if self._parked and (beat or self._parked[0][1].snapshot.version != self.workers.version):
+            parked, self._parked = self._parked, []
+            for identity, envelope in parked:
+                envelope.snapshot.version = 0  # in full
+                self._ask(identity, envelope, "snapshot")
 
     def _ask(self, identity: bytes, envelope: pb.DaemonRequest, case: str) -> None:
         if case not in self.questions:

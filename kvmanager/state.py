@@ -9,7 +9,7 @@ raise before they change anything; a failed assert means that memory and buffer 
 from collections.abc import Callable, Iterator
 from typing import Any, Self
 
-from kvmanager import admission, commits, endings, grants, views
+from kvmanager import admission, commits, endings, following, grants, usage, views
 from kvmanager.compare import compare
 from kvmanager.errors import Conflict
 from kvmanager.integrity import Finding, check_buffer
@@ -19,6 +19,7 @@ from kvmanager.messages import (
     Commit,
     Fenced,
     Grant,
+    Holdings,
     Numbered,
     OpenOrAdopt,
     Release,
@@ -71,8 +72,8 @@ class KvState:
     def recover(cls, buffer: Buffer, now_ns: int, *, digest: Hash = sha256, hook: Hook | None = None) -> Self:
         """Go on with a former daemon's metadata. CorruptMetadata names what is wrong with it.
 
-        What is sealed stays cached. The sessions found are lost: their sequences end with ERROR, what they might still
-        write is in quarantine until `dead`. Taking up living workers again is not built yet.
+        Nothing is lost by it: sealed blocks stay cached, living sessions go on with their next message. Whose process
+        is gone, or does not come back, is `dead` or `lose`'s.
         """
         layout = MetaLayout.from_header(buffer)
         store = Store(buffer, layout, hook)
@@ -85,12 +86,8 @@ class KvState:
         boot_epoch = int(layout.view(buffer).header["boot_epoch"]) + 1
         store.put(BOOT_EPOCH_AT, WORD.pack(boot_epoch))
         last_use = max(parts.blocks.last_use)
-        state = cls(parts, boot_epoch, max(now_ns, last_use))
-        for session in parts.sessions.by_id.values():
-            if session.state == SessionState.ALIVE:
-                endings.lose(parts, session, state._tick(now_ns))
         store.commit()
-        return state
+        return cls(parts, boot_epoch, max(now_ns, last_use))
 
     def close(self) -> None:
         """Let go of the buffer, so that its mapping can be closed. No call follows."""
@@ -127,12 +124,21 @@ class KvState:
         reply = HANDLERS[type(message)](self._parts, found, message, self._tick(now_ns))
         found.number = number
         self._parts.sessions.put_number(found)
-        outgoing = [Outgoing(session, number, reply), *grants.serve_starving(self._parts)]
+        outgoing = [Outgoing(session, number, reply), *self._unasked()]
         self._parts.store.commit()
         return outgoing
 
+    def number_of(self, session: SessionId) -> int:
+        """Of the session's last message that was applied. Fenced if it is unknown."""
+        return self._parts.sessions.known(session).number
+
+    def holdings(self, session: SessionId) -> Holdings:
+        """What a living session holds, as of its last message. Fenced unless it is known and not lost."""
+        return views.holdings(self._parts, self._parts.sessions.alive(session))
+
     def lose(self, session: SessionId, now_ns: int) -> list[SequenceId]:
-        """First sign of the worker's end: fence it. The sequences that ended; then see `outbox`. Fenced if unknown."""
+        """First sign of the worker's end: fence it. The sequences that wait for another worker now; then see `outbox`.
+        Fenced if it is unknown."""
         found = self._parts.sessions.known(session)
         if found.state == SessionState.LOST:
             return []
@@ -153,15 +159,19 @@ class KvState:
         return freed
 
     def outbox(self) -> list[Outgoing]:
-        """What `lose` and `dead` have to tell other workers; each message once."""
+        """What `lose`, `dead` and `expire` have to tell other workers; each message once."""
         messages, self._outbox = self._outbox, []
         return messages
 
     # ----------------------------------------------------------------------------------- housekeeping
 
-    def expire(self, now_ns: int, ttl_ns: int = RECORD_TTL_NS) -> int:
-        """Forget records that finished longer than `ttl_ns` ago; how many."""
-        count = endings.expire(self._parts, self._tick(now_ns) - ttl_ns)
+    def expire(self, now_ns: int, ttl_ns: int = RECORD_TTL_NS, orphan_ttl_ns: int = RECORD_TTL_NS) -> int:
+        """Forget records that finished longer than `ttl_ns` ago; how many. Orphans end after `orphan_ttl_ns`. Then see
+        `outbox`: waits may be over."""
+        now = self._tick(now_ns)
+        endings.abandon(self._parts, now - orphan_ttl_ns, now)
+        count = endings.expire(self._parts, now - ttl_ns)
+        self._outbox += following.released(self._parts, now)
         self._parts.store.commit()
         return count
 
@@ -198,16 +208,6 @@ class KvState:
         return self._parts.layout
 
     @property
-    def prefix_queries(self) -> int:
-        """Prompt tokens looked up since this daemon started."""
-        return self._parts.prefix_queries
-
-    @property
-    def prefix_hits(self) -> int:
-        """Prompt tokens found."""
-        return self._parts.prefix_hits
-
-    @property
     def evictions(self) -> int:
         return self._parts.blocks.evictions
 
@@ -216,17 +216,40 @@ class KvState:
         return self._parts.preemptions
 
     @property
+    def adoptions(self) -> int:
+        return self._parts.adoptions
+
+    @property
+    def reprefilled(self) -> int:
+        return self._parts.reprefilled
+
+    @property
+    def orphans(self) -> int:
+        """Live sequences without a worker."""
+        return len(self._parts.sequences.orphans)
+
+    @property
     def live_sequences(self) -> int:
-        """Open and preempted ones."""
+        """Open and preempted ones, and orphans."""
         return len(self._parts.sequences.by_id) - len(self._parts.sequences.finished)
 
     @property
     def tokens_held(self) -> int:
         """Committed slots of live sequences; a shared block counts for each."""
-        return sum(sequence.kv_len for sequence in self._parts.sequences.open.values())
+        table = self._parts.sequences
+        return sum(s.kv_len for live in (table.open, table.orphans) for s in live.values())
 
     def counts(self) -> views.BlockCounts:
         return views.counts(self._parts)
+
+    @property
+    def prefix(self) -> usage.PrefixUse:
+        """What look-ups gave since this daemon started."""
+        return usage.prefix(self._parts)
+
+    def memory(self) -> usage.MemoryUse:
+        """What the pool's token slots are used for."""
+        return usage.memory(self._parts)
 
     def sessions(self) -> list[views.SessionInfo]:
         """Sessions alive, and lost ones that are not proven dead."""
@@ -250,6 +273,10 @@ class KvState:
         """By a unique hexadecimal prefix of its id. Raises NotFound or Conflict."""
         return views.describe_sequence(self._parts, prefix, self._tick(now_ns or 0))
 
+    def find_request(self, request_id: str, tenant: bytes) -> list[views.FoundView]:
+        """The records of one request of one tenant, of its latest group."""
+        return views.find_request(self._parts, request_id, tenant)
+
     def read_record(self, sequence: SequenceId, from_: int = 0) -> views.RecordView:
         """The tokens recorded from position `from_` on. Raises NotFound."""
         return views.read_record(self._parts, sequence, from_)
@@ -261,6 +288,11 @@ class KvState:
         self._now_ns = max(self._now_ns, now_ns)
         return self._now_ns
 
+    def _unasked(self) -> Iterator[Outgoing]:
+        """What a change makes the daemon say to any worker."""
+        yield from grants.serve_starving(self._parts)
+        yield from following.released(self._parts, self._now_ns)
+
     def _finish_operation(self) -> None:
-        self._outbox += grants.serve_starving(self._parts)
+        self._outbox += self._unasked()
         self._parts.store.commit()

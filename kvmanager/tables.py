@@ -26,10 +26,12 @@ class RowTable:
         self.epoch = [0] * layout.num_rows
         self.blocks: list[list[int]] = [[] for _ in range(layout.num_rows)]
         self.unused = list(range(layout.num_rows))[::-1]
+        self.entries = 0  # of all rows
 
     def open(self, record: int, epoch: int, blocks: list[int]) -> int:
         """A new row that starts with `blocks`; there is an unused one."""
         row = self.unused.pop()
+        self.entries += len(blocks)
         self.sequence[row], self.epoch[row], self.blocks[row] = record + 1, epoch, list(blocks)
         self._put_entries(row, 0, blocks)
         self._put_record(row)
@@ -41,11 +43,13 @@ class RowTable:
         assert len(entries) + len(blocks) <= self.capacity
         self._put_entries(row, len(entries), blocks)
         entries.extend(blocks)
+        self.entries += len(blocks)
         self._store.put(self._at + row * ROW.itemsize + LENGTH_AT, LENGTH.pack(len(entries)))
 
     def close(self, row: int) -> list[int]:
         """End a row; its blocks, in order."""
         blocks = self.blocks[row]
+        self.entries -= len(blocks)
         self.sequence[row], self.epoch[row], self.blocks[row] = 0, 0, []
         self._put_record(row)
         self.unused.append(row)

@@ -82,6 +82,25 @@ class View:
         setattr(reply, "from", start)
         return reply
 
+    def find_request(self, request: pb.FindRequest) -> pb.FoundRequest:
+        found: list[pb.FoundSequence] = [
+            pb.FoundSequence(
+                sequence=one.id,
+                index=one.index,
+                epoch=one.epoch,
+                group=one.group,
+                request=one.request,
+                prompt_len=len(one.prompt),
+                prompt=pack(one.prompt),
+                session=one.session.hex(),
+                finished=one.finished,
+            )
+            for pool in self.store
+            for one in pool.state.find_request(request.request_id, request.tenant)
+        ]
+        found.sort(key=lambda one: one.index)
+        return pb.FoundRequest(sequences=found)
+
     def _find(self, sequence: SequenceId, start: int) -> RecordView:
         for pool in self.store:
             try:
@@ -101,6 +120,8 @@ _SAID = (
     "steps_waited",
     "wait_p99_ms",
     "preemptions",
+    "replayed",
+    "reprefilled",
     "prompt_tokens",
     "generation_tokens",
 )

@@ -3,12 +3,12 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from kvmanager.blocks import SEALED, BlockState
+from kvmanager.blocks import GRANTED, SEALED, BlockState
 from kvmanager.errors import Conflict, NotFound
-from kvmanager.messages import FinishReason, SequenceId, SessionId
+from kvmanager.messages import FinishReason, Holding, Holdings, SequenceId, SessionId
 from kvmanager.parts import Parts
-from kvmanager.sequences import Sequence
-from kvmanager.sessions import SessionState
+from kvmanager.sequences import Sequence, SequenceState
+from kvmanager.sessions import Session, SessionState
 
 SECOND = 1e-9
 
@@ -92,6 +92,50 @@ class RecordView:
     prompt_len: int
     finish: FinishReason
     stop_token_id: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FoundView:
+    """What another gateway needs to go on with a sequence."""
+
+    id: SequenceId
+    index: int
+    epoch: int
+    group: bytes
+    request: bytes
+    prompt: list[int]
+    session: bytes  # of its worker; empty: none
+    finished: bool
+
+
+def find_request(parts: Parts, request_id: str, tenant: bytes) -> list[FoundView]:
+    own = [s for s in parts.sequences.by_id.values() if (s.request_id, s.tenant) == (request_id, tenant)]
+    if not own:
+        return []
+    latest = max(own, key=lambda s: (s.arrival_ns, s.opened_ns)).group
+    return [found_view(parts, s) for s in own if s.group == latest]
+
+
+def found_view(parts: Parts, s: Sequence) -> FoundView:
+    owner = parts.owner(s)
+    return FoundView(
+        id=s.id,
+        index=s.index,
+        epoch=s.epoch,
+        group=s.group,
+        request=parts.sequences.request_of(s),
+        prompt=list(s.tokens[: s.prompt_len]),
+        session=owner.id if owner else b"",
+        finished=s.state == SequenceState.FINISHED,
+    )
+
+
+def holdings(parts: Parts, session: Session) -> Holdings:
+    own = [s for s in parts.sequences.by_id.values() if s.owner == session.holder]
+    return Holdings(
+        sequences=[Holding(s.id, s.epoch, s.recorded_len, s.finish) for s in own],
+        blocks=[parts.blocks.ref(block) for block in parts.blocks.held(session.holder, GRANTED)],
+    )
 
 
 def counts(parts: Parts) -> BlockCounts:

@@ -40,13 +40,16 @@ class Worker:
     identity: bytes | None = None  # of its ZeroMQ connection, once it said Hello
     lost: bool = False
     exited: bool = False
+    expected_by: float | None = None  # of a former daemon's worker: when it is lost unless it re-attaches
 
 
 class Workers:
     """All sessions that are not proven dead. `send` delivers what a pool's state wants said to others."""
 
-    def __init__(self, loop: Loop, watch: Watch, send: Callable[[Pool], None]) -> None:
-        self._loop, self._watch, self._send = loop, watch, send
+    def __init__(
+        self, loop: Loop, watch: Watch, send: Callable[[Pool], None], *, kill_hung: bool = True
+    ) -> None:
+        self._loop, self._watch, self._send, self._kill_hung = loop, watch, send, kill_hung
         self.by_session: dict[SessionId, Worker] = {}
         self.version = time.time_ns()  # of membership: differs from any former daemon's
 
@@ -62,7 +65,14 @@ class Workers:
         self._loop.watch(worker.pidfd, partial(self._exited, worker))
         if worker.connection is not None:
             self._loop.watch(worker.connection.fileno(), partial(self._closing, worker))
+        if not worker.lost:
             self._watch.add(worker.session)
+        self.changed()
+
+    def back(self, worker: Worker, connection: socket.socket) -> None:
+        """A former daemon's worker attached again."""
+        worker.connection, worker.expected_by = connection, None
+        self._loop.watch(connection.fileno(), partial(self._closing, worker))
         self.changed()
 
     # ------------------------------------------------------------------------------------- the two signs
@@ -107,6 +117,8 @@ class Workers:
 
     def kill(self, worker: Worker) -> None:
         """SIGKILL, for a worker that hangs. Fenced first: nothing depends on the kill."""
+        if not self._kill_hung:
+            return
         try:
             signal.pidfd_send_signal(worker.pidfd, signal.SIGKILL)
         except OSError as error:  # gone already, or in a PID namespace that this one cannot reach
@@ -130,6 +142,11 @@ class Workers:
         for session, silence_ns in self._watch.silent():
             worker = self.by_session[session]
             self.fence(worker, f"silent for {silence_ns / 1e9:.1f} s")
+            self.kill(worker)
+        now = time.monotonic()
+        for worker in [w for w in self.by_session.values() if w.expected_by and w.expected_by <= now]:
+            worker.expected_by = None
+            self.fence(worker, "it did not attach again")
             self.kill(worker)
 
     def state_of(self, worker: Worker) -> WorkerState:

@@ -1,6 +1,6 @@
 """Collects what the next Outcome will say: entries of the one commit, rows to release, events, ends."""
 
-from compute.scheduler.outcome import Ended, Outcome, Rejection, TokenEvent
+from compute.scheduler.outcome import Ended, HandedOver, Outcome, Rejection, TokenEvent
 from compute.scheduler.sequence import Sequence
 from kvmanager.messages import BlockRef, Commit, CommitEntry, FinishReason, Release, SequenceRef
 
@@ -16,6 +16,7 @@ class Boundary:
         self.events: list[TokenEvent] = []
         self.rejections: list[Rejection] = []
         self.ended: list[Ended] = []
+        self.handed_over: list[HandedOver] = []
 
     def change(
         self, sequence: Sequence, *, preempted: bool = False, finish: FinishReason = FinishReason.NONE
@@ -51,6 +52,7 @@ class Boundary:
             events=self.events,
             rejections=self.rejections,
             ended=self.ended,
+            handed_over=self.handed_over,
         )
         self._start()
         return outcome

@@ -36,6 +36,8 @@ class Batch:
     def add(self, sequence: Sequence, taken: list[BlockRef], end: int) -> None:
         self.sequences.append(sequence)
         self.taken.append(taken)
+        if sequence.uncopied:
+            self.copies += sequence.take_copies()
         self.rows.append(make_row(sequence, end))
 
     @property

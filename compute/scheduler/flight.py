@@ -15,6 +15,11 @@ class Flight:
     def __len__(self) -> int:
         return len(self._batches)
 
+    @property
+    def alone(self) -> bool:
+        """A suspect has the device for itself."""
+        return any(sequence.alone for batch in self._batches for sequence in batch.sequences)
+
     def launch(self, batch: Batch, now_ns: int) -> None:
         batch.started_ns = now_ns
         self._batches.append(batch)

@@ -23,6 +23,7 @@ class Float:
 
     def __init__(self, num_blocks: int, block_size: int) -> None:
         self._free: deque[BlockRef] = deque()
+        self._granted: dict[int, int] = {}  # block → generation: all that the daemon thinks is ours
         self._block_size = block_size
         self.cap = max(1, num_blocks // POOL_SHARE)
         self._asked: Grant | None = None
@@ -46,7 +47,7 @@ class Float:
 
     def granted(self, blocks: Sequence[BlockRef], now_ns: int) -> None:
         """The answer to our Grant."""
-        self._free.extend(blocks)
+        self._keep(blocks)
         asked, self._asked = self._asked, None
         if asked is not None:
             self._dry = len(blocks) < asked.count
@@ -56,8 +57,21 @@ class Float:
     def topped_up(self, blocks: Sequence[BlockRef]) -> None:
         """Blocks that came unasked, or with an acknowledgement."""
         if blocks:
-            self._free.extend(blocks)
+            self._keep(blocks)
             self._dry = self._remembered = False
+
+    def _keep(self, blocks: Sequence[BlockRef]) -> None:
+        self._free.extend(blocks)
+        self._granted.update(blocks)
+
+    def left(self, blocks: Sequence[BlockRef]) -> None:
+        """The daemon heard that they are in a row, or given back."""
+        for block in blocks:
+            self._granted.pop(block.id, None)
+
+    def reconcile(self, blocks: Sequence[BlockRef]) -> None:
+        """The whole float as a new daemon knows it: what the former one granted and could not tell is kept."""
+        self.topped_up([block for block in blocks if self._granted.get(block.id) != block.generation])
 
     def retry(self) -> None:
         """Blocks came free, or moved from our float into a row: asking again may help."""

@@ -19,9 +19,10 @@ class Groups:
         self.following = 0
 
     def join(self, sequence: Sequence) -> bool:
-        """Whether it follows another. The first of its group leads; log-probabilities of a prompt are one's own."""
+        """Whether it follows another. The first of its group leads; log-probabilities of a prompt are one's own, and
+        so is what another worker may have begun."""
         request = sequence.request
-        if request.n == 1 or request.prompt_logprobs:
+        if request.n == 1 or request.prompt_logprobs or request.adopt:
             return False
         lead = self._leads.get(key_of(request))
         if lead is None or not (lead.may_lead and same_prompt(lead.request, request)):

@@ -34,7 +34,7 @@ class Landing:
         """Records what one row gave."""
         said, first = self._roster.said, sequence.drawn
         base_recorded = len(sequence.tokens) - (first is not None)
-        sequence.kv_len = row.start + len(row.token_ids)
+        sequence.kv_len, sequence.alone = row.start + len(row.token_ids), False
         sequence.prompt_logprobs.extend(got.prompt_logprobs)
         finish = FinishReason.NONE
         if row.sample:

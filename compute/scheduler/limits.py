@@ -13,6 +13,7 @@ class Limits:
     eos_ids: frozenset[int]
     vocab_size: int
     max_waiting: int = 1024
+    prefix_caching: bool = True
 
     @property
     def max_running(self) -> int:

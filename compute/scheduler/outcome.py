@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from compute.plan import Logprob
 from compute.request import Request
-from kvmanager.messages import Commit, FinishReason, Release, SequenceId
+from kvmanager.messages import Commit, FinishReason, Release, SequenceId, SequenceRef
 
 
 @dataclass(slots=True, kw_only=True)
@@ -40,6 +40,14 @@ class Rejection:
     details: dict[str, str] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class HandedOver:
+    """A sequence that this worker has stopped and dropped; its gateway hears so once that is recorded."""
+
+    ref: SequenceRef
+    rejection: Rejection
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ended:
     """One request's end, for the canonical log line. Times in seconds, None where it never came so far."""
@@ -57,10 +65,12 @@ class Ended:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """`commit`, then `release`, go to the daemon; `events` wait for the commit's acknowledgement, if there is one."""
+    """`commit`, then `release`, then what was handed over, go to the daemon; `events` wait for the commit's
+    acknowledgement, if there is one."""
 
     commit: Commit | None = None
     release: Release | None = None
     events: Sequence[TokenEvent] = ()
     rejections: Sequence[Rejection] = ()
     ended: Sequence[Ended] = ()
+    handed_over: Sequence[HandedOver] = ()

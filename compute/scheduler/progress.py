@@ -22,6 +22,8 @@ class Progress:
     steps_waited: int = 0
     wait_p99_ms: float = 0.0
     preemptions: int = 0
+    replayed: int = 0  # slots computed here that a former owner may have computed, and not committed
+    reprefilled: int = 0  # slots that were committed once, computed again after a fault
     prompt_tokens: int = 0
     generation_tokens: int = 0
 

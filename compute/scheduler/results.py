@@ -28,6 +28,7 @@ def commit_entry(  # noqa: PLR0917 - what a row gave
         blocks=taken,
         finish=finish,
         stop_token_id=token_id if token_id is not None and finish in BY_TOKEN else 0,
+        copies_done=sequence.take_copied(),
         fork=fork_of(sequence) if sequence.drawn is not None else None,
     )
 
@@ -79,6 +80,20 @@ def token_event(sequence: Sequence, got: RowResult, finish: FinishReason) -> Tok
         prompt_logprobs=sequence.prompt_logprobs,
         finish=finish,
         stop_token_id=token_id if finish in BY_TOKEN else None,
+        cached_tokens=sequence.cached_len,
+        queue_seconds=sequence.queue_seconds,
+        stalled_seconds=sequence.stalled_ns / 1e9,
+    )
+
+
+def again_event(sequence: Sequence) -> TokenEvent:
+    """Its last recorded token once more: whoever listens learns who speaks now, and how much is recorded."""
+    return TokenEvent(
+        sequence=sequence.request.sequence,
+        client=sequence.request.client,
+        epoch=max(sequence.epoch, 1),
+        first_position=len(sequence.tokens) - 1,
+        token_ids=sequence.tokens[-1:],
         cached_tokens=sequence.cached_len,
         queue_seconds=sequence.queue_seconds,
         stalled_seconds=sequence.stalled_ns / 1e9,

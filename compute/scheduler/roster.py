@@ -13,11 +13,11 @@ from operator import attrgetter
 from compute.request import Request
 from compute.scheduler.boundary import Boundary
 from compute.scheduler.groups import Groups
-from compute.scheduler.outcome import Outcome, Rejection
+from compute.scheduler.outcome import HandedOver, Outcome, Rejection
 from compute.scheduler.results import last_event
 from compute.scheduler.sequence import Phase, Sequence
 from compute.scheduler.waiting import Waiting
-from kvmanager.errors import KvError
+from kvmanager.errors import KvError, Unavailable
 from kvmanager.messages import CommitEntry, FinishReason, OpenOrAdopt, Refusal, SequenceId
 
 _key = attrgetter("key")
@@ -125,16 +125,15 @@ class Roster:
         self._leave(sequence, "rejected", error.message)
         self.reject(sequence.request, error, code)
 
+    def hand_over(self, sequence: Sequence) -> None:
+        """Another worker goes on with it, from its record."""
+        error = Unavailable("this worker hands over; submit it to another")
+        rejection = rejection_of(sequence.request, error)
+        self._leave(sequence, "handed over")
+        self.said.handed_over.append(HandedOver(sequence.ref, rejection))
+
     def reject(self, request: Request, error: KvError, code: int | None = None) -> None:
-        self.said.rejections.append(
-            Rejection(
-                sequence=request.sequence,
-                client=request.client,
-                code=error.code if code is None else code,
-                message=error.message,
-                details=error.details,
-            )
-        )
+        self.said.rejections.append(rejection_of(request, error, code))
 
     def entry_refused(self, entry: CommitEntry, refusal: Refusal) -> None:
         """The record stands where the first refused entry began, and that entry's blocks are still float."""
@@ -199,3 +198,13 @@ class Roster:
                 if sequence.canceled is not None:
                     self.end(sequence, sequence.canceled)
         return outcome
+
+
+def rejection_of(request: Request, error: KvError, code: int | None = None) -> Rejection:
+    return Rejection(
+        sequence=request.sequence,
+        client=request.client,
+        code=error.code if code is None else code,
+        message=error.message,
+        details=error.details,
+    )

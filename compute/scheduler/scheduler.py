@@ -6,6 +6,7 @@ package for the order of calls.
 """
 
 from collections.abc import Sequence as ListLike
+from dataclasses import replace
 
 from compute.plan import StepPlan, StepResult
 from compute.request import Request
@@ -17,6 +18,7 @@ from compute.scheduler.limits import Limits
 from compute.scheduler.outcome import Outcome
 from compute.scheduler.progress import Progress, Waits
 from compute.scheduler.rehearsal import rehearsal
+from compute.scheduler.results import again_event
 from compute.scheduler.roster import Roster
 from compute.scheduler.sequence import Phase, Sequence
 from kvmanager.errors import KvError, ResourceExhausted, Unavailable
@@ -50,7 +52,7 @@ class Scheduler:
         self._flight = Flight()
         self._landing = Landing(limits, self._roster, self.progress)
         self._rehearsing = True  # until the first plan
-        self._draining = False
+        self._draining = self._handing_over = False
 
     @property
     def idle(self) -> bool:
@@ -60,9 +62,12 @@ class Scheduler:
     # ------------------------------------------------------------------------------- from the gateways
 
     def submit(self, request: Request) -> None:
-        """A new sequence. One that is live already is the same message again and changes nothing."""
+        """A new sequence. Of one that is live already, its last token is said again: somebody else listens."""
         roster = self._roster
-        if request.sequence in roster.live:
+        known = roster.live.get(request.sequence)
+        if known is not None:
+            if known.recorded and known.num_output:
+                roster.said.events.append(again_event(known))
             return
         if self._draining:
             roster.reject(request, Unavailable("this worker is draining"))
@@ -81,6 +86,15 @@ class Scheduler:
         else:
             self._roster.end(sequence, reason)
 
+    def hand_over(self) -> None:
+        """Starts no step any more; at the next boundary at which nothing is on its way all sequences are given back."""
+        self.drain()
+        self._handing_over = True
+
+    def resume(self) -> None:
+        """Admits again, after `drain` or `hand_over`."""
+        self._draining = self._handing_over = False
+
     def drain(self) -> None:
         """Admits nothing any more: what never had a row is rejected, the rest goes on to its end."""
         self._draining = True
@@ -95,22 +109,41 @@ class Scheduler:
         sequence = self._roster.answered(opened.sequence)
         if sequence is None:
             return
-        length = len(sequence.tokens)
-        if opened.kind is OpenKind.ADOPTED or opened.recorded_len != length or opened.kv_len >= length:
+        length = len(opened.token_ids or sequence.tokens)
+        if opened.recorded_len != length or opened.kv_len >= length:
             raise KvError(f"a row for {opened.recorded_len} tokens was opened, asked for {length}")
-        sequence.opened(opened.epoch, opened.kv_len, opened.cached_len, [block.id for block in opened.blocks])
+        sequence.opened(opened)
         self._roster.run(sequence)
+        if sequence.adopted:
+            self._adopted(sequence, opened)
         if sequence.canceled is not None:
             self._roster.end(sequence, sequence.canceled)
 
+    def _adopted(self, sequence: Sequence, opened: Opened) -> None:
+        """Counts what is computed a second time, and says who speaks now. Without a record it begins anew."""
+        progress, left = self.progress, sequence.remaining
+        if opened.kind is OpenKind.ADOPTED:
+            progress.replayed += min(left, self._limits.max_num_batched_tokens)
+            progress.reprefilled += opened.lost_len
+        elif sequence.num_output:
+            progress.reprefilled += left - 1
+        if sequence.num_output:
+            self._roster.said.events.append(again_event(sequence))
+
     def wait(self, wait: Wait, now_ns: int) -> None:
-        """No room yet."""
+        """No room yet; or another is computing what this one needs, and Retry says when to ask again."""
         sequence = self._roster.answered(wait.sequence)
         if sequence is not None:
-            self._back_in_line(sequence, now_ns)
+            self._back_in_line(sequence, now_ns, for_prefix=wait.for_prefix)
 
-    def _back_in_line(self, sequence: Sequence, now_ns: int) -> None:
-        self._roster.waiting.waited(sequence, now_ns)
+    def retry(self, sequence_id: SequenceId) -> None:
+        """The wait for another's prefix is over; a sequence that does not wait for one is left as it is."""
+        sequence = self._roster.live.get(sequence_id)
+        if sequence is not None:
+            self._roster.waiting.wake(sequence)
+
+    def _back_in_line(self, sequence: Sequence, now_ns: int, *, for_prefix: bool = False) -> None:
+        self._roster.waiting.waited(sequence, now_ns, for_prefix=for_prefix)
         if sequence.canceled is not None:
             self._roster.end(sequence, sequence.canceled)
         elif self._draining and not sequence.recorded:
@@ -138,6 +171,13 @@ class Scheduler:
         """Blocks that came unasked, for a step that starved."""
         self._float.topped_up(granted.blocks)
 
+    def reconcile(self, blocks: ListLike[BlockRef]) -> None:
+        """The float as a daemon knows it that started anew; whom its predecessor made wait for a prefix asks again."""
+        self._float.reconcile(blocks)
+        self._float.retry()
+        self._roster.waiting.retry()
+        self._roster.waiting.wake_all()
+
     def revoke(self, sequence_id: SequenceId, epoch: int, now_ns: int) -> None:
         """Gives a row back at this boundary; the sequence is resumed with all its tokens."""
         sequence = self._roster.live.get(sequence_id)
@@ -151,15 +191,20 @@ class Scheduler:
         """The daemon applied one of our messages, but for the refused entries of a commit."""
         self._float.topped_up(granted)
         if isinstance(message, Release):
+            self._float.left(message.blocks)
             self._roster.waiting.retry()
             self._float.retry()
         elif isinstance(message, Commit):
             self._committed(message, refusals)
 
     def _committed(self, message: Commit, refusals: ListLike[Refusal]) -> None:
-        if any(entry.blocks for entry in message.entries):
-            self._float.retry()
         entries = {entry.sequence: entry for entry in message.entries} if refusals else {}
+        refused = {refusal.sequence for refusal in refusals}
+        for entry in message.entries:
+            if entry.blocks:
+                self._float.retry()
+                if entry.sequence not in refused:
+                    self._float.left(entry.blocks)
         for refusal in refusals:
             if refusal.sequence in entries:
                 self._roster.entry_refused(entries[refusal.sequence], refusal)
@@ -173,7 +218,7 @@ class Scheduler:
     def plan(self, now_ns: int) -> StepPlan | None:
         """The next step, which may be launched while others are on their way; None if nothing can run now."""
         self._rehearsing = False
-        running = self._roster.running
+        running = self._whose_turn()
         if self._flight and any(one.ahead and one.needs_last_token for one in running):
             return None
         places = self._limits.max_running - self._open_rows if self._roster.groups.following else 0
@@ -186,6 +231,14 @@ class Scheduler:
         self._flight.launch(self._batch, now_ns)
         self.progress.launched(self._waits.launch(now_ns), self._waits)
         return StepPlan(self.progress.step, self._batch.rows, self._batch.copies)
+
+    def _whose_turn(self) -> list[Sequence]:
+        """All that run; a suspect has a step of its own (rule 12), and nobody once they are handed over."""
+        running = self._roster.running
+        suspect = next((one for one in running if one.alone), None)
+        if self._handing_over or (self._flight and (suspect or self._flight.alone)):
+            return []
+        return running if suspect is None else [suspect]
 
     def _nothing_runs(self, now_ns: int) -> None:
         """It counts as waiting for blocks, unless a step on its way is what is waited for, or there is nobody."""
@@ -209,14 +262,15 @@ class Scheduler:
         """What to send before the step runs: for blocks first, then for rows of those whose turn it is."""
         opens: list[Numbered] = []
         while self._may_open() and (order := self._roster.open_next(now_ns)) is not None:
-            opens.append(order)
+            opens.append(order if self._limits.prefix_caching else replace(order, no_cache=True))
         batch = self._batch
         grant = self._float.order(self._target(), batch.short, now_ns, starving=batch.starving)
         return opens if grant is None else [grant, *opens]
 
     def _may_open(self) -> bool:
         """A row opened now would take the blocks that a starving step is waiting for."""
-        return self._open_rows < self._limits.max_running and not self._batch.starving
+        room = self._open_rows < self._limits.max_running and not self._handing_over
+        return room and not self._batch.starving
 
     @property
     def _open_rows(self) -> int:
@@ -246,6 +300,10 @@ class Scheduler:
 
     def settle(self) -> Outcome:
         """A boundary without a step: what was decided since the last one. Who runs nothing holds no float."""
+        roster = self._roster
+        if self._handing_over and not (self._flight or roster.opening or roster.forking):
+            for sequence in list(roster.live.values()):
+                roster.hand_over(sequence)
         if not self._roster.running and not self._expecting() and not self._flight:
             self._roster.said.blocks.extend(self._float.all())
         if self._roster.said.entries:

@@ -6,13 +6,12 @@ on its way: of steps launched and not done; `ahead`: tokens that those steps dra
 remaining == 1: the next step decodes it; more: a prefill chunk (prompt, or everything again after a preemption)
 """
 
-from collections.abc import Sequence as ListLike
 from enum import Enum
 
 from compute.plan import CopyOrder, Draw, Logprob, RowResult, StepRow
 from compute.request import Request
 from compute.scheduler.outcome import Ended
-from kvmanager.messages import FinishReason, OpenOrAdopt, SequenceRef
+from kvmanager.messages import FinishReason, Opened, OpenKind, OpenOrAdopt, SequenceRef
 
 OrderKey = tuple[int, int, int]
 
@@ -29,10 +28,13 @@ class Sequence:
     """Mutable state of one request. `tokens` is prompt and output; only the scheduler changes it."""
 
     __slots__ = (
+        "adopted",
         "ahead",
+        "alone",
         "block_ids",
         "cached_len",
         "canceled",
+        "copied",
         "drawing",
         "drawn",
         "epoch",
@@ -57,21 +59,26 @@ class Sequence:
         "stalled_ns",
         "stalled_since_ns",
         "tokens",
+        "uncopied",
     )
 
     def __init__(self, request: Request, serial: int, eos_ids: frozenset[int]) -> None:
         self.request = request
         self.key: OrderKey = (-request.priority, request.arrival_ns, serial)
-        self.tokens: list[int] = list(request.prompt)
-        self.prompt_len = len(self.tokens)
+        self.tokens: list[int] = [*request.prompt, *request.output]
+        self.prompt_len = len(request.prompt)
         self.forbidden = eos_ids | request.stop.stop_token_ids  # before min_tokens
         self.phase = Phase.WAITING
         self.recorded = False  # the daemon has a record of it
         self.settling = False  # its `preempted` entry has not been sent yet
         self.canceled: FinishReason | None = None  # while OPENING: how to end it once it is open
+        self.adopted = False  # another worker began it, and its first step here is to come
+        self.alone = False  # workers may have died of it: it has steps of its own until one is committed
         self.epoch = 0
         self.kv_len = self.launched_len = self.ahead = 0
         self.block_ids: list[int] = []
+        self.uncopied: list[CopyOrder] = []  # its next step begins with these copies
+        self.copied = 0  # those of steps on their way: the next commit tells them
         self.cached_len = 0
         self.prompt_logprobs: list[Logprob] = []
         self.preemptions = 0
@@ -101,8 +108,9 @@ class Sequence:
 
     @property
     def wants_prompt_logprobs(self) -> bool:
-        """Those of the prompt come with the first token; a recomputation after it does not ask again."""
-        return self.request.prompt_logprobs > 0 and self.num_output == 0
+        """Those of the prompt come with the first token; a recomputation after it does not ask again, and what
+        another worker began lacks those that it had."""
+        return self.request.prompt_logprobs > 0 and self.num_output == 0 and not self.request.adopt
 
     @property
     def may_lead(self) -> bool:
@@ -146,7 +154,8 @@ class Sequence:
         return self.forbidden if self.num_output < self.request.stop.min_tokens else frozenset()
 
     def open_order(self) -> OpenOrAdopt:
-        """The first time with the prompt, after a preemption with every recorded token."""
+        """The first time with the prompt, and what was shown if another worker may have begun it; after a preemption
+        with every recorded token."""
         request = self.request
         return OpenOrAdopt(
             sequence=request.sequence,
@@ -160,22 +169,30 @@ class Sequence:
             tenant=request.tenant,
             bypass_prefix=self.wants_prompt_logprobs,
             request_id=request.request_id,
+            prompt_len=self.prompt_len,
         )
 
-    def opened(self, epoch: int, kv_len: int, cached_len: int, block_ids: ListLike[int]) -> None:
-        assert kv_len < len(self.tokens), "a hit never covers the last token"
+    def opened(self, opened: Opened) -> None:
+        if len(opened.token_ids) > 0:
+            self.tokens[:] = opened.token_ids
+        assert opened.kv_len < len(self.tokens), "a hit never covers the last token"
         if not self.recorded:
-            self.cached_len = cached_len
+            self.cached_len = opened.cached_len
+        self.adopted = opened.kind is OpenKind.ADOPTED or (self.request.adopt and not self.recorded)
+        self.alone = opened.alone
         self.recorded = True
-        self.epoch = epoch
-        self.kv_len = self.launched_len = kv_len
-        self.block_ids = list(block_ids)
+        self.epoch = opened.epoch
+        self.kv_len = self.launched_len = opened.kv_len
+        self.block_ids = [block.id for block in opened.blocks]
+        self.uncopied = [CopyOrder(one.source.id, one.destination.id, one.slots) for one in opened.copies]
+        self.copied = 0
 
     def preempted(self, now_ns: int) -> None:
         self.phase = Phase.WAITING
         self.settling = True
         self.kv_len = self.launched_len = self.ahead = 0
         self.block_ids = []
+        self.uncopied, self.copied = [], 0
         self.prompt_logprobs = []
         self.preemptions += 1
         if self.first_step_ns is not None:
@@ -203,11 +220,23 @@ class Sequence:
         """A step with this row starts."""
         self.launched_len = row.start + len(row.token_ids)
         self.ahead += row.sample
+        self.adopted = False
         if self.first_step_ns is None:
             self.first_step_ns = now_ns
         if self.stalled_since_ns is not None:
             self.stalled_ns += now_ns - self.stalled_since_ns
             self.stalled_since_ns = None
+
+    def take_copies(self) -> list[CopyOrder]:
+        """Those that the step being built begins with."""
+        copies, self.uncopied = self.uncopied, []
+        self.copied += len(copies)
+        return copies
+
+    def take_copied(self) -> int:
+        """How many copies the entry being built tells."""
+        copied, self.copied = self.copied, 0
+        return copied
 
     def append(self, token_id: int, now_ns: int) -> None:
         self.tokens.append(token_id)

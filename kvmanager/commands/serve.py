@@ -57,8 +57,18 @@ def load(before: Mapping[str, Any] | None, flags: Mapping[str, Any]) -> KvManage
 def daemon_command(chosen: KvManagerSettings) -> Sequence[str]:
     """How the keeper starts its daemon: this verb, with every setting as it was judged here."""
     values = chosen.model_dump(exclude_none=True) | {"keeper": chosen.sockets.keeper}
-    options = (f"--{name.replace('_', '-')}={value}" for name, value in values.items())
-    return *python(), "kvmanager", "serve", *options
+    return (
+        *python(),
+        "kvmanager",
+        "serve",
+        *(as_flag(name.replace("_", "-"), v) for name, v in values.items()),
+    )
+
+
+def as_flag(name: str, value: object) -> str:
+    if isinstance(value, bool):
+        return f"--{name}" if value else f"--no-{name}"
+    return f"--{name}={value}"
 
 
 def start_keeper(chosen: KvManagerSettings, child: Sequence[str]) -> None:

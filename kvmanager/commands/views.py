@@ -130,8 +130,7 @@ def pool_lines(pool: pb.PoolInfo) -> list[str]:
         f"{blocks.free} free, {blocks.granted} float, {blocks.tail} tail, {blocks.sealed} sealed "
         f"({blocks.cached} cached, {blocks.shared} shared), {blocks.quarantined} quarantined"
     )
-    hits = f"{pool.prefix_hits} of {pool.prefix_queries} prompt tokens"
-    slots = pool.num_blocks * shape.block_size
+    hits = f"{pool.prefix_hits} of {pool.prefix_queries} prompt tokens, {pool.partial_hits} by a copy"
     return fields(
         (
             ("Pool", pool.name),
@@ -146,13 +145,38 @@ def pool_lines(pool: pb.PoolInfo) -> list[str]:
             ),
             ("States", states),
             ("Memory", f"{mib(pool.pool_bytes)} KV, {mib(pool.metadata_bytes)} metadata"),
-            ("Sequences", f"{pool.sequences} live, {pool.tokens_held} of {slots} slots"),
+            ("Slots", slots_line(pool.memory)),
+            ("Tokens", tokens_line(pool.memory)),
+            ("Sequences", f"{pool.sequences} live"),
             ("Prefix hits", f"{percent(pool.prefix_hits, pool.prefix_queries)} ({hits})"),
+            ("Waits", f"{pool.prefix_waits} for blocks that another was computing"),
             ("Evictions", str(pool.evictions)),
             ("Preemptions", str(pool.preemptions)),
             ("Context", f"{pool.max_model_len} tokens, vocabulary {pool.vocab_size}, weights {pool.dtype}"),
         )
     )
+
+
+def slots_line(use: pb.MemoryUse) -> str:
+    free = use.slots - use.allocated - use.reserved - use.cached - use.quarantined
+    return (
+        f"{use.slots}: {use.allocated} allocated, {use.reserved} reserved ahead, {use.cached} cached, "
+        f"{use.quarantined} quarantined, {free} free"
+    )
+
+
+def tokens_line(use: pb.MemoryUse) -> str:
+    """Internal fragmentation is given as a part of what is allocated."""
+    waste = f"{use.fragmented} allocated without a token ({percent(use.fragmented, use.allocated)})"
+    return f"{use.tokens} held; {use.shared} slots saved by sharing, {waste}"
+
+
+def pool_memory(pools: Sequence[pb.PoolInfo]) -> Iterator[tuple[str, str]]:
+    """Two lines a pool, with its name where there are several."""
+    for pool in pools:
+        name = f"{pool.name}: " if len(pools) > 1 else ""
+        yield "Slots", name + slots_line(pool.memory)
+        yield "Tokens", name + tokens_line(pool.memory)
 
 
 def status_lines(status: pb.Status) -> list[str]:
@@ -168,6 +192,7 @@ def status_lines(status: pb.Status) -> list[str]:
             ("Daemon", f"pid {status.pid}, boot epoch {status.boot_epoch}, up {age(status.uptime_seconds)}"),
             ("Run directory", status.run_dir),
             ("Memory", f"{mib(kv)} KV, {mib(metadata)} metadata; {budget}"),
+            *pool_memory(status.pools),
             *((("GPU sharing", ", ".join(ways)),) if ways else ()),
             *((("Promise", f"{', '.join(weak)}: {LEGACY_PROMISE}"),) if weak else ()),
         )

@@ -30,6 +30,13 @@ def test_the_environment_speaks_with_the_sections_name(tmp_path: Path) -> None:
     assert settings(tmp_path, environ, max_num_seqs="5").max_num_seqs == 5
 
 
+def test_the_prefix_cache_is_on_unless_it_is_turned_off(tmp_path: Path) -> None:
+    assert settings(tmp_path).enable_prefix_caching
+    environ = {"HOLDFAST_COMPUTE__ENABLE_PREFIX_CACHING": "false"}
+    assert not settings(tmp_path, environ).enable_prefix_caching
+    assert not settings(tmp_path, enable_prefix_caching=False).enable_prefix_caching
+
+
 @pytest.mark.parametrize(
     ("field", "value"),
     [
@@ -38,6 +45,7 @@ def test_the_environment_speaks_with_the_sections_name(tmp_path: Path) -> None:
         ("max_num_seqs", "0"),
         ("max_num_batched_tokens", "0"),
         ("max_model_len", "1"),
+        ("enable_prefix_caching", "perhaps"),
         ("threads", "0"),
         ("device", "tpu"),
         ("dtype", "int8"),

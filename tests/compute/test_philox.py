@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from compute.philox import mix, philox, uniform
+from holdfast.mix import unmix
 
 # The distribution's own known-answer vectors for philox4x32-10: counter, key, answer.
 PI = (0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344)
@@ -83,6 +84,11 @@ PINNED = {
 @pytest.mark.parametrize(("given_", "seed"), PINNED.items())
 def test_mix_is_pinned(given_, seed):
     assert mix(*given_) == seed
+
+
+@pytest.mark.parametrize("seed", [0, 1, 42, 2**63, 2**64 - 1])
+def test_the_seed_of_a_request_is_found_from_any_of_its_indexes(seed):
+    assert {unmix(mix(seed, index), index) for index in range(64)} == {seed}
 
 
 def test_mix_is_the_same_in_a_process_without_numpy():

@@ -50,6 +50,37 @@ def test_a_cached_prefix_is_not_computed_again() -> None:
     assert {event.cached_tokens for event in pair.shown if event.sequence == second.sequence} == {12}
 
 
+@pytest.mark.parametrize("depth", [1, 2])
+def test_a_begun_block_is_copied_once_before_the_first_step(depth: int) -> None:
+    """The first step's commit says so; the model reads the copied slots as if it had computed them."""
+    pair = Pair(num_blocks=40, max_tokens=4, depth=depth)
+    pair.submit(make_request(1, [7] * 13))
+    pair.run()
+    pair.plans.clear()
+    prompt = [*[7] * 11, 8, 9, 7, 8, 9, 7]
+    request = make_request(2, prompt)
+    pair.submit(request)
+    sent = len(pair.sent)
+    pair.run()
+    assert [(len(plan.copies), plan.rows[0].start) for plan in pair.plans[:2]] == [(1, 11), (0, 15)]
+    assert pair.plans[0].copies[0].slots == 3
+    commits = [m for m in list(pair.sent.values())[sent:] if isinstance(m, Commit)]
+    assert [entry.copies_done for message in commits for entry in message.entries][:3] == [1, 0, 0]
+    assert pair.output(request) == expected_output(request)[0]
+    assert {event.cached_tokens for event in pair.shown if event.sequence == request.sequence} == {11}
+
+
+def test_without_the_prefix_cache_everything_is_computed_and_nothing_stays() -> None:
+    pair = Pair(prefix_caching=False)
+    first, second = make_request(1, range(2, 12)), make_request(2, range(2, 12))
+    for request in (first, second):
+        pair.submit(request)
+        pair.run()
+        assert pair.output(request) == expected_output(request)[0]
+    assert pair.scheduler.progress.prompt_tokens == 20
+    assert (pair.state.counts().cached, pair.state.prefix.queries) == (0, 0)
+
+
 def test_prompt_logprobs_compute_the_whole_prompt() -> None:
     """Such a request bypasses the cache."""
     pair = Pair(num_blocks=40)

@@ -6,7 +6,7 @@ import sys
 from tools.service import ROOT, environment
 
 
-def test_the_demo_streams_a_story_and_finds_the_shared_opening() -> None:
+def test_the_story_goes_on_when_its_worker_is_killed_and_a_second_one_shares_its_opening() -> None:
     out = subprocess.run(
         [sys.executable, "-m", "tools.demo"],
         cwd=ROOT,
@@ -18,5 +18,7 @@ def test_the_demo_streams_a_story_and_finds_the_shared_opening() -> None:
     )
     assert out.returncode == 0, out.stderr
     assert out.stdout.count("Once upon a time there was a small fox named Pip") == 2
+    assert "[kill -9 " in out.stderr
+    assert "the same words" in out.stderr
     assert "cached 32" in out.stderr
     assert "clean" in out.stdout

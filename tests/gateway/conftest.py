@@ -109,9 +109,10 @@ class Service:
 
 
 @asynccontextmanager
-async def serving(model_folder, sockets, **settings):
-    context = zmq.asyncio.Context()
-    daemon = peers.ScriptedDaemon(context, sockets)
+async def serving(model_folder, sockets, peers_of=None, **settings):
+    """With `peers_of`: another gateway of that service."""
+    context = peers_of.context if peers_of else zmq.asyncio.Context()
+    daemon = peers_of.daemon if peers_of else peers.ScriptedDaemon(context, sockets)
     given = {"host": "127.0.0.1", "port": 0, "worker_wait": 5.0, "shutdown_grace": 0.5} | settings
     gateway = Gateway(GatewaySettings(model=model_folder, run_dir=sockets.path, **given))
     await gateway.start()
@@ -120,9 +121,10 @@ async def serving(model_folder, sockets, **settings):
         yield found
     finally:
         await gateway.stop()
-        for peer in (daemon, *found.workers):
-            await peer.close()
-        context.term()
+        if not peers_of:
+            for peer in (daemon, *found.workers):
+                await peer.close()
+            context.term()
 
 
 @pytest.fixture

@@ -6,11 +6,24 @@ import os
 import signal
 import subprocess
 import sys
+from functools import partial
 
 import grpc
 import pytest
 import zmq.asyncio
-from peers import SERVING, ScriptedDaemon, ScriptedWorker, becomes, collect, ids_of, one_by_one, silent, tell
+from peers import (
+    SERVING,
+    ScriptedDaemon,
+    ScriptedWorker,
+    becomes,
+    collect,
+    faithful,
+    ids_of,
+    one_by_one,
+    silent,
+    tell,
+    token_of,
+)
 
 from gateway.client import Client, Unreachable
 from gateway.config import GatewaySettings
@@ -41,24 +54,32 @@ def free_port():
         return found.getsockname()[1]
 
 
-@pytest.fixture
-async def process(model_folder, run_dir):
-    """A gateway process, its port, and a scripted worker that answers `[5, 6]` when told."""
-    port = free_port()
-    found = command(
+def serve_command(model_folder, run_dir, port):
+    return command(
         "serve", "--model", model_folder, "--run-dir", run_dir.path, "--port", port, "--shutdown-grace", 2
     )
-    context = zmq.asyncio.Context()
-    daemon = ScriptedDaemon(context, run_dir)
-    worker = ScriptedWorker(context, run_dir, daemon)
-    target = f"127.0.0.1:{port}"
+
+
+async def serves(target):
     async with asyncio.timeout(60):
         while True:
             try:
                 await becomes(target, SERVING)
-                break
+                return
             except grpc.aio.AioRpcError:
                 await asyncio.sleep(0.1)
+
+
+@pytest.fixture
+async def process(model_folder, run_dir):
+    """A gateway process, its port, and a scripted worker that answers `[5, 6]` when told."""
+    port = free_port()
+    found = serve_command(model_folder, run_dir, port)
+    context = zmq.asyncio.Context()
+    daemon = ScriptedDaemon(context, run_dir)
+    worker = ScriptedWorker(context, run_dir, daemon)
+    target = f"127.0.0.1:{port}"
+    await serves(target)
     yield found, target, worker
     if found.poll() is None:
         found.kill()
@@ -136,6 +157,30 @@ async def test_a_retry_is_told_on_stderr_before_it_begins(serve):
     assert (code, out) == (4, "")
     waits = [f"no worker serves the model now; trying again ({attempt} of 4)" for attempt in (2, 3, 4)]
     assert err.splitlines() == [*waits, "error: no worker serves the model now (NO_WORKER)"]
+
+
+async def test_the_smallest_client_gets_the_rest_from_the_gateway_after_a_killed_one(
+    process, model_folder, run_dir, tokenizer
+):
+    found, target, worker = process
+    worker.script = partial(faithful, pause=0.02)
+    client = command("generate", "Once", "--target", target, "--max-tokens", "150", "--seed", "3")
+    await worker.until(lambda: worker.live)
+    job = worker.live[0]
+    head = await asyncio.to_thread(client.stdout.read, 20)
+    found.kill()
+    found.communicate()
+    another = serve_command(model_folder, run_dir, target.rpartition(":")[2])
+    try:
+        code, rest, err = await finished(client)
+    finally:
+        another.kill()
+        another.communicate()
+    first = len(job.submit.token_ids) // 4
+    text = tokenizer.decode([token_of(job.submit, first + place) for place in range(150)])
+    assert (code, head + rest) == (0, text + "\n"), err
+    assert "trying for 60 s to get the rest" in err
+    assert len(worker.jobs) == 2
 
 
 async def test_ctrl_c_ends_a_generation_at_once_and_its_worker_is_told(process):

@@ -1,22 +1,36 @@
 """Which worker takes the next sequence, and when the service counts as serving."""
 
+from dataclasses import replace
+
 import pytest
 
 from gateway.routing import Members, Pool, Worker, WorkerKey, choose
 from kvmanager.messages import WorkerState
 
 POOL = Pool(
-    name="p", model="m", fingerprint="", max_model_len=9, vocab_size=9, dtype="", num_blocks=5, block_size=16
+    name="p",
+    model="m",
+    fingerprint="",
+    max_model_len=9,
+    vocab_size=9,
+    dtype="",
+    device="cpu",
+    num_blocks=5,
+    block_size=16,
 )
 
 
 def worker(name, **fields):
     given = {"model": "m", "pool": "p", "state": WorkerState.READY, "endpoint": f"/{name}"}
-    return Worker(key=WorkerKey(name, "s"), **(given | fields))
+    return Worker(**({"key": WorkerKey(name, "s")} | given | fields))
+
+
+GPU = replace(POOL, name="g", device="GPU-1")
+OTHER_GPU = replace(POOL, name="h", device="GPU-2")
 
 
 def members(*workers):
-    return Members({w.key: w for w in workers}, {"p": POOL})
+    return Members({w.key: w for w in workers}, {pool.name: pool for pool in (POOL, GPU, OTHER_GPU)})
 
 
 def chosen(*workers, own=None, avoid=()):
@@ -26,6 +40,26 @@ def chosen(*workers, own=None, avoid=()):
 
 def test_the_least_loaded_worker_is_chosen():
     assert chosen(worker("a", load=3), worker("b", load=1), worker("c", load=2)) == "b"
+
+
+def test_of_the_workers_of_a_gpu_the_active_one_is_chosen():
+    assert chosen(worker("a", pool="g"), worker("b", pool="g", load=7)) == "b"
+    assert chosen(worker("a", pool="g"), worker("b", pool="g")) == "a"  # whoever asks
+    own = {WorkerKey("b", "s"): 1}
+    assert chosen(worker("a", pool="g"), worker("b", pool="g"), own=own) == "b"
+
+
+def test_a_warm_worker_takes_over_when_the_active_one_is_sick_or_avoided():
+    warm = worker("a", pool="g")
+    assert chosen(warm, worker("b", pool="g", load=7, age_ms=9000)) == "a"
+    assert chosen(warm, worker("b", pool="g", load=7), avoid={WorkerKey("b", "s")}) == "a"
+
+
+def test_of_two_gpus_the_one_with_less_to_do_is_chosen():
+    first = worker("a", pool="g", load=3), worker("b", pool="g", load=1)
+    second = worker("c", pool="h", load=2), worker("d", pool="h")
+    assert chosen(*first, *second) == "c"
+    assert chosen(*first, worker("c", pool="h", load=5)) == "a"
 
 
 def test_own_sequences_count_before_the_snapshot_knows_them():
@@ -75,6 +109,14 @@ def test_a_worker_is_gone_when_lost_vanished_or_another_session():
         found.gone(WorkerKey(*key)) for key in (("a", "s"), ("a", "t"), ("b", "s"), ("c", "s"), ("d", "s"))
     ]
     assert gone == [False, True, True, False, True]
+
+
+def test_a_session_names_its_living_worker():
+    found = members(worker("a"), worker("b", state=WorkerState.LOST))
+    found.workers[WorkerKey("c", "t")] = worker("c", key=WorkerKey("c", "t"))
+    assert found.of_session("t").key.id == "c"
+    assert found.of_session("s").key.id == "a"
+    assert found.of_session("u") is None
 
 
 def test_a_pool_keeps_one_block_free():

@@ -19,15 +19,23 @@ NARROW = (
 )
 
 
-async def flood(worker, job):
+async def flood(worker, job, tokens=TOKENS):
     """All tokens as fast as the socket takes them, with log-probabilities that fill the client's window."""
+    begun = len(worker.daemon.open(job.submit, worker.info.session).token_ids) // 4 - job.position
+    job.position += begun
+    epoch = worker.daemon.records[job.submit.sequence].epoch
     most = job.submit.stopping.max_tokens
     top = [pb.TopLogprob(token_id=i, logprob=-1.5) for i in range(20)]
-    for start in range(0, most, 4):
+    for start in range(begun, min(most, tokens), 4):
         ids = [10 + (start + i) % 500 for i in range(4)]
         logprobs = [pb.TokenLogprob(token_id=i, logprob=-1.0, rank=1, top=top) for i in ids]
-        await worker.emit(job, ids, pb.FINISH_REASON_LENGTH if start + 4 >= most else 0, logprobs=logprobs)
+        finish = pb.FINISH_REASON_LENGTH if start + 4 >= most else 0
+        await worker.emit(job, ids, finish, epoch=epoch, logprobs=logprobs)
         await asyncio.sleep(0)
+
+
+async def half_a_flood(worker, job):
+    await flood(worker, job, TOKENS // 2)
 
 
 async def stuck(service):
@@ -70,7 +78,8 @@ async def test_a_slow_client_gets_every_token_and_disturbs_no_other(service):
 async def test_the_buffer_of_a_stuck_client_is_bounded(service):
     async with service.client(flood):
         channel, call, _ = await stuck(service)
-        [(_, index)] = service.gateway.fleet._sinks.values()
+        [(_, binding)] = service.gateway.fleet._sinks.values()
+        index = binding.index
         async with asyncio.timeout(20):
             while index.track.final is None:
                 await asyncio.sleep(0.01)
@@ -80,6 +89,39 @@ async def test_the_buffer_of_a_stuck_client_is_bounded(service):
         worker = service.workers[0]
         await worker.until(lambda: worker.cancels)
         await channel.close()
+
+
+async def test_a_stuck_client_does_not_hold_up_an_adoption(service):
+    expected = [10 + i % 500 for i in range(TOKENS)]
+    async with service.client(half_a_flood):
+        channel, call, first = await stuck(service)
+        second = service.worker(flood, name="w2")
+        dead = service.workers.pop(0)
+        await dead.die()
+        await second.until(lambda: second.jobs and not second.running)  # to the end, and nobody has read
+        messages = [first]
+        while (message := await call.read()) is not grpc.aio.EOF:
+            messages.append(message)
+        await channel.close()
+    assert [i for message in messages for i in message.token_ids] == expected
+    assert len(second.jobs[0].submit.output_ids) // 4 < TOKENS // 2  # it knew less than was recorded
+
+
+async def test_what_has_ended_is_not_submitted_again_though_nobody_has_read_it(service):
+    async with service.client(flood):
+        channel, call, first = await stuck(service)
+        [(_, binding)] = service.gateway.fleet._sinks.values()
+        async with asyncio.timeout(20):
+            while not binding.index.track.ended:
+                await asyncio.sleep(0.01)
+        second = service.worker(flood, name="w2")
+        await service.workers.pop(0).die()
+        messages = [first]
+        while (message := await call.read()) is not grpc.aio.EOF:
+            messages.append(message)
+        await channel.close()
+    assert sum(len(message.token_ids) for message in messages) == TOKENS
+    assert not second.jobs
 
 
 async def test_a_stuck_client_does_not_hold_up_the_end(serve, caplog):

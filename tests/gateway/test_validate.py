@@ -179,10 +179,26 @@ def test_what_does_not_fit_names_the_field_to_change_and_all_numbers(prompt, mos
     assert found.field_name == found.details["field"] == message.partition(":")[0]
 
 
-@pytest.mark.parametrize("fields", [{"sampling": {"beam_width": 2}}, {"resume": [{"index": 0, "offset": 3}]}])
-def test_what_is_not_built_is_unimplemented(fields):
-    found = refusal(complete, **fields)
+def test_what_is_not_built_is_unimplemented():
+    found = refusal(complete, sampling={"beam_width": 2})
     assert (found.code, found.reason) == (grpc.StatusCode.UNIMPLEMENTED, "UNSUPPORTED_PARAMETER")
+
+
+@pytest.mark.parametrize(
+    ("name", "fields"),
+    [
+        ("request_id", {"resume": [{"index": 0}]}),
+        ("resume[1].index", {"request_id": "r", "resume": [{"index": 0}, {"index": 1}]}),
+        (
+            "resume[1].index",
+            {"request_id": "r", "sampling": {"n": 2}, "resume": [{"index": 1}, {"index": 1}]},
+        ),
+        ("resume[0].index", {"request_id": "r", "sampling": {"n": 2}, "resume": [{"index": 2}]}),
+    ],
+)
+def test_a_resume_names_a_request_and_each_of_its_indexes_at_most_once(name, fields):
+    found = refusal(validate.check_request, request(**fields))
+    assert (found.code, found.field_name) == (grpc.StatusCode.INVALID_ARGUMENT, name)
 
 
 @settings(deadline=None)

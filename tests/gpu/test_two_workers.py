@@ -32,8 +32,8 @@ def worker(one: Service, name: str, *flags: str) -> Gateway:
     return one.gateway(name)
 
 
-def ask(gateway: Gateway, new_tokens: int = 24) -> Stream:
-    stream = gateway.submit(PROMPT, stopping={"max_tokens": new_tokens})
+def ask(gateway: Gateway, new_tokens: int = 24, prompt: list[int] = PROMPT) -> Stream:
+    stream = gateway.submit(prompt, stopping={"max_tokens": new_tokens})
     gateway.until_ended(stream)
     assert not stream.error, stream.message
     assert stream.last is not None
@@ -56,6 +56,19 @@ def test_b_attends_over_what_a_wrote(one: Service) -> None:
     assert own.tokens == other.tokens
     assert len(set(other.tokens)) > 4
     assert len(one.ask("get", "workers")["items"]) == 2
+    one.until_unused()
+    one.ask("fsck")
+
+
+@pytest.mark.parametrize("flags", [(), ("--kv-cache-dtype", "fp8")])
+def test_b_goes_on_within_a_block_that_a_wrote(one: Service, flags: tuple[str, ...]) -> None:
+    """The begin of a block is copied on B's stream before the step that attends over it."""
+    a, b = worker(one, "a", *flags), worker(one, "b", *flags)
+    prompt = [*PROMPT, *range(150, 160)]
+    ask(a, 24, prompt)
+    own, other = ask(a, 24, prompt), ask(b, 24, prompt)
+    assert cached(own) == cached(other) == 109
+    assert own.tokens == other.tokens
     one.until_unused()
     one.ask("fsck")
 

@@ -14,7 +14,7 @@ pytestmark = [
     pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="Gluon has no interpreter"),
 ]
 CASES = [
-    *(case for case in LARGE if case.dim in (64, 128)),
+    *(case for case in LARGE if case.dim in (64, 128) and not case.fp8),
     Case(lengths=(4096,), counts=(4096,), heads=8, kv_heads=2, dim=128, dtype=torch.bfloat16),
     Case(lengths=(5000, 300), counts=(1, 299), heads=32, kv_heads=8, dim=128, dtype=torch.bfloat16),
     Case(lengths=(1500, 128), counts=(1200, 128), heads=4, kv_heads=4, dim=128, window=128),
@@ -51,3 +51,10 @@ def test_whole_prompts_need_no_pool(case: Case, device: torch.device) -> None:
     rows = (paged.tables, paged.starts, paged.lengths)
     hopper_prefill(paged.q, out, paged.kv, *rows, max(case.counts), case.scores, fresh=fresh)
     assert error(out, exact) < BOUND[case.dtype]
+
+
+@pytest.mark.parametrize("case", [case for case in LARGE if case.fp8][:2], ids=str)
+def test_a_scaled_cache_is_the_plain_kernels(case: Case, device: torch.device) -> None:
+    from compute.kernels.gpu.hopper_prefill import supports
+
+    assert not supports(build(case, device).kv, torch.cuda.get_device_capability())

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from holdfast.rundir import RunDir
 from holdfast.v1 import kvmanager_pb2 as pb
 from kvmanager.client import AdminClient, AttachSpec, DaemonLink, attach
 from kvmanager.errors import KvError
-from kvmanager.messages import Commit, CommitEntry, Grant, OpenOrAdopt
+from kvmanager.messages import Commit, CommitEntry, Grant, Holdings, OpenOrAdopt
 
 PATIENCE_S = 30.0
 ROOT = Path(__file__).resolve().parents[2]
@@ -127,6 +128,18 @@ class Worker:
         self.float: list[Any] = []
         self.step = 0
 
+    def resume(self, sockets: RunDir) -> None:
+        """Attaches to the next daemon as the session that it was."""
+        spec = replace(self.attachment.spec, resume_session=self.attachment.session)
+        self.link.close()
+        self.attachment.close()
+        self.attachment = attach(sockets, spec, PATIENCE_S, on_wait=lambda _: None)
+        self.link = DaemonLink(self.context, sockets, self.attachment)
+
+    def holdings(self) -> Any:
+        self.link.ask_holdings()
+        return self.answers([0])[0]
+
     def ask(self, message: Any) -> Any:
         return self.answers([self.link.send(message)])[0]
 
@@ -138,7 +151,7 @@ class Worker:
             assert time.monotonic() < deadline, "no answer"
             self.link.socket.poll(1000, self.link.events)
             for number, reply in self.link.receive():
-                if number:
+                if number or isinstance(reply, Holdings):
                     found[number] = reply
                 else:
                     self.unasked.append(reply)

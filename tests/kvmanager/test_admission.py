@@ -91,20 +91,21 @@ def test_a_field_out_of_bounds_is_refused_by_name(change: dict[str, Any], field:
 
 
 def test_admission_waits_while_the_prompts_in_flight_could_not_be_finished() -> None:
-    state, worker = pool(6)
+    """One block is kept back for each live sequence, the tail of whoever adopts it (rule 5)."""
+    state, worker = pool(7)
     assert isinstance(worker.start(1, [1] * 8), Opened)
-    assert worker.start(2, [2] * 13, 7) == Wait(sequence=sequence_id(2), needed_blocks=7, available_blocks=6)
-    assert isinstance(worker.start(3, [2] * 12), Opened), "2 + 3 + 1"
+    assert worker.start(2, [2] * 13, 7) == Wait(sequence=sequence_id(2), needed_blocks=8, available_blocks=7)
+    assert isinstance(worker.start(3, [2] * 12), Opened), "2 + 3 + 1 + 1"
     assert [s.id for s in state.sequences()] == [sequence_id(1).hex(), sequence_id(3).hex()]
 
 
 def test_committed_prompts_and_the_sessions_own_float_count_but_others_floats_do_not() -> None:
-    state, a = pool(6)
+    state, a = pool(7)
     a.start(1, [1] * 8)
     a.grant(4, starving=True)
-    assert isinstance(a.start(2, [2] * 12), Opened), "2 free and 4 in the float for 2 + 3 + 1"
+    assert isinstance(a.start(2, [2] * 12), Opened), "3 free and 4 in the float for 2 + 3 + 1 + 1"
     reply = Worker(state, "b").start(3, [3])
-    assert reply == Wait(sequence=sequence_id(3), needed_blocks=7, available_blocks=2)
+    assert reply == Wait(sequence=sequence_id(3), needed_blocks=9, available_blocks=3)
 
 
 def test_cached_blocks_make_room_but_not_those_that_are_hit() -> None:
@@ -151,6 +152,6 @@ def test_prefix_statistics_count_tokens() -> None:
     worker.start(1, [1] * 8)
     worker.step(1, 1)
     worker.start(2, [1] * 6)
-    assert (state.prefix_queries, state.prefix_hits) == (14, 4)
+    assert (state.prefix.queries, state.prefix.hits) == (14, 4)
     assert state.tokens_held == 8 + 4
     assert state.live_sequences == 2

@@ -58,7 +58,20 @@ def test_what_the_grammar_does_not_know_is_usage(args, says, capsys):
 def test_help_lists_the_verbs_and_each_has_its_own(capsys):
     assert run(["--help"]) == 0
     shown = capsys.readouterr().out
-    verbs = ("serve", "keeper", "status", "health", "get", "describe", "fsck", "flush", "evict", "version")
+    verbs = (
+        "serve",
+        "keeper",
+        "status",
+        "health",
+        "get",
+        "describe",
+        "fsck",
+        "flush",
+        "evict",
+        "drain",
+        "undrain",
+        "version",
+    )
     assert all(f"\n  {verb} " in shown for verb in verbs)
     for verb in verbs:
         assert run([verb, "--help"]) == 0

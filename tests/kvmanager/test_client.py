@@ -60,6 +60,32 @@ async def test_a_new_state_of_a_worker_is_a_new_version(client, worker):
     worker.link.heartbeat(Heartbeat(state=WorkerState.READY))
 
 
+async def test_a_snapshot_that_waits_is_whole_and_comes_with_the_news_or_the_beat(client, worker):
+    first = await client.snapshot(timeout_s=PATIENCE_S)
+    beat = await client.snapshot(first.version, PATIENCE_S, wait=True)
+    assert (beat.version, len(beat.workers), len(beat.pools)) == (first.version, 1, 1)
+    parked = asyncio.create_task(client.snapshot(first.version, PATIENCE_S, wait=True))
+    await asyncio.sleep(0)
+    worker.link.heartbeat(Heartbeat(state=WorkerState.DRAINING))
+    states = [(await parked).workers[0].state]
+    if states[0] == pb.WORKER_STATE_READY:  # a beat came first
+        states.append((await client.snapshot(first.version, PATIENCE_S, wait=True)).workers[0].state)
+    assert states[-1] == pb.WORKER_STATE_DRAINING
+    worker.link.heartbeat(Heartbeat(state=WorkerState.READY))
+
+
+async def test_a_request_is_found_by_its_id_and_its_tenant(client, worker):
+    opened = worker.open(request_id="mine", tenant=b"t" * 32)
+    [found] = await client.find_request("mine", b"t" * 32, PATIENCE_S)
+    assert (found.sequence, found.finished, len(found.session)) == (opened.sequence, False, 32)
+    for request_id, tenant in (("mine", bytes(32)), ("other", b"t" * 32)):
+        assert not await client.find_request(request_id, tenant, PATIENCE_S)
+    worker.commit(worker.entry(opened, finish=FinishReason.EOS))
+    worker.ask(Release(rows=[SequenceRef(opened.sequence, opened.epoch)]))
+    [found] = await client.find_request("mine", b"t" * 32, PATIENCE_S)
+    assert found.finished
+
+
 async def test_records_are_read_from_any_position(client, worker):
     opened = worker.open()
     worker.commit(worker.entry(opened, finish=FinishReason.EOS))

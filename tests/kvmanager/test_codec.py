@@ -21,19 +21,23 @@ from kvmanager.codec import (
     encode_request,
 )
 from kvmanager.codec_attach import KV_DTYPES, decode_attach, decode_attached, encode_attach, encode_attached
-from kvmanager.errors import BY_CODE, Invalid, KvError, Mismatch, Unimplemented
+from kvmanager.errors import BY_CODE, Invalid, KvError, Mismatch
 from kvmanager.messages import (
     Acked,
     BlockRef,
     Commit,
     CommitEntry,
+    CopyOrder,
     Drain,
     Fenced,
     FinishReason,
     Fork,
     Grant,
     Granted,
+    Handover,
     Heartbeat,
+    Holding,
+    Holdings,
     Numbered,
     Opened,
     OpenKind,
@@ -42,6 +46,8 @@ from kvmanager.messages import (
     Refused,
     Release,
     Reply,
+    Resume,
+    Retry,
     Revoke,
     SequenceRef,
     Wait,
@@ -53,7 +59,8 @@ u32 = st.integers(0, 2**32 - 1)
 u64 = st.integers(0, 2**64 - 1)
 ids = st.lists(u32, max_size=20).map(tuple)
 sequences = st.binary(min_size=16, max_size=16)
-blocks = st.lists(st.builds(BlockRef, u32, u32), max_size=8).map(tuple)
+block = st.builds(BlockRef, u32, u32)
+blocks = st.lists(block, max_size=8).map(tuple)
 text = st.text(st.characters(codec="utf-8", exclude_categories=("C", "Z")), max_size=60)
 code = st.sampled_from(sorted(BY_CODE))
 rates = st.floats(0, 1e12)
@@ -83,6 +90,7 @@ entries = st.builds(
     preempted=st.booleans(),
     finish=st.sampled_from(FinishReason),
     stop_token_id=u32,
+    copies_done=u32,
     fork=st.none() | forks,
 )
 REQUESTS = {
@@ -100,6 +108,8 @@ REQUESTS = {
         tenant=st.binary(min_size=32, max_size=32),
         bypass_prefix=st.booleans(),
         request_id=text,
+        no_cache=st.booleans(),
+        prompt_len=u32,
     ),
     Commit: st.builds(Commit, step=u64, entries=st.lists(entries, max_size=4).map(tuple)),
     Release: st.builds(
@@ -135,13 +145,28 @@ REPLIES = {
         cached_len=u32,
         blocks=blocks,
         token_ids=ids,
+        lost_len=u32,
+        alone=st.booleans(),
+        copies=st.lists(st.builds(CopyOrder, block, block, u32), max_size=2).map(tuple),
     ),
-    Wait: st.builds(Wait, sequence=sequences, needed_blocks=u32, available_blocks=u32),
+    Wait: st.builds(
+        Wait, sequence=sequences, needed_blocks=u32, available_blocks=u32, for_prefix=st.booleans()
+    ),
+    Retry: st.builds(Retry, sequence=sequences),
     Refused: st.builds(
         Refused, sequence=sequences, code=code, message=text, details=st.dictionaries(text, text, max_size=3)
     ),
     Revoke: st.builds(Revoke, sequence=sequences, epoch=u64),
+    Holdings: st.builds(
+        Holdings,
+        sequences=st.lists(
+            st.builds(Holding, sequences, u64, u32, st.sampled_from(FinishReason)), max_size=4
+        ).map(tuple),
+        blocks=blocks,
+    ),
     Drain: st.builds(Drain),
+    Handover: st.builds(Handover),
+    Resume: st.builds(Resume),
 }
 
 
@@ -295,12 +320,11 @@ def test_a_malformed_fork_names_the_field(change, field):
         decode_request(pb.DaemonRequest(commit=pb.Commit(entries=[entry])))
 
 
-def test_what_is_not_built_yet_is_said_so():
-    copied = pb.CommitEntry(sequence=bytes(16), copies_done=1)
-    with pytest.raises(Unimplemented):
-        decode_request(pb.DaemonRequest(commit=pb.Commit(entries=[copied])))
-    with pytest.raises(Unimplemented):
-        decode_reply(pb.DaemonReply(opened=pb.Opened(sequence=bytes(16), copies=[pb.CopyOrder()])))
+def test_a_copy_order_names_one_block_on_each_side():
+    two = pb.CopyOrder(source=pack((1, 1)), destination=pack((1, 1, 2, 1)))
+    for order, field in ((pb.CopyOrder(), "copies.source"), (two, "copies.destination")):
+        with pytest.raises(Invalid, match=field):
+            decode_reply(pb.DaemonReply(opened=pb.Opened(sequence=bytes(16), copies=[order])))
 
 
 # ------------------------------------------------------------------------------------------- errors
@@ -362,6 +386,7 @@ specs = st.builds(
     worker_id=st.from_regex(r"[a-z0-9-]{1,32}", fullmatch=True),
     endpoint=names.map(lambda name: f"/{name}"),
     peak_bytes=st.integers(0, 2**62),
+    resume_session=st.sampled_from((b"", bytes(range(16)))),
 )
 
 
@@ -381,12 +406,18 @@ def test_the_answer_survives_the_wire():
         nonce=bytes(16),
         exporter="cuda-vmm",
         allocation_bytes=5,
+        number=2**40,
     )
     assert decode_attached(pb.AttachReply.FromString(encode_attached(answer).SerializeToString())) == answer
 
 
-def test_another_protocol_version_and_a_former_session_are_refused():
+def test_another_protocol_version_is_refused():
     with pytest.raises(Mismatch, match="protocol_version"):
         decode_attach(pb.AttachRequest(protocol_version=2))
-    with pytest.raises(Unimplemented):
-        decode_attach(pb.AttachRequest(protocol_version=1, resume_session=bytes(16)))
+
+
+@given(specs)
+def test_a_former_session_is_named_whole_or_not_at_all(spec):
+    request = encode_attach(replace(spec, resume_session=bytes(15)))
+    with pytest.raises(Invalid, match="resume_session"):
+        decode_attach(request)

@@ -118,12 +118,12 @@ def test_a_killed_workers_blocks_are_quarantined_then_free(service):
         process.send_signal(signal.SIGKILL)
         eventually(lambda: service.status().workers, lambda workers: not workers)
     after = service.counts()
-    assert (after.granted, after.tail, after.quarantined) == (0, 0, 0)
-    assert after.cached == 2
+    assert (after.granted, after.tail, after.quarantined) == (0, 0, 1), "the begun tail is its sequence's"
+    assert (after.sealed, after.cached) == (2, 0)
     assert service.fsck() == []
     lost, gone = service.log("worker lost"), service.log("worker gone")
     assert lost[0]["reason"] in ("its attachment closed", "its process ended")
-    assert gone[0]["blocks_freed"] == 5
+    assert gone[0]["blocks_freed"] == 4
 
 
 def test_a_closed_attachment_alone_frees_nothing(service):
@@ -265,17 +265,39 @@ def test_two_models_are_two_pools(shared, attached):
             assert {first.attachment.pool, second.attachment.pool} <= names
 
 
-def test_a_pool_that_nobody_uses_gives_way_to_a_worker_that_differs(service):
-    with worker_process(service, "w1") as process:
+def gone_with_its_orphans(service, process):
+    """Kills the worker; what it ran ends because nobody asks for it."""
+    process.kill()
+    eventually(lambda: service.status().workers, lambda workers: not workers)
+    eventually(lambda: [pool.sequences for pool in service.status().pools], [0].__eq__)
+
+
+@pytest.fixture
+def short():
+    """A service of the test's own that waits for no adopter."""
+    with Service("--kv-memory", "4MiB", "--orphan-ttl", "1") as service:
+        yield service
+
+
+def test_a_pool_that_nobody_uses_gives_way_to_a_worker_that_differs(short):
+    with worker_process(short, "w1") as process:
+        gone_with_its_orphans(short, process)
+    with Worker(short.sockets, block_size=32) as worker:
+        assert worker.attachment.num_blocks == 256
+        assert len(short.status().pools) == 1
+    assert short.log("pool dropped")
+
+
+def test_a_pool_with_an_orphan_is_in_use(service):
+    with worker_process(service) as process:
         process.kill()
         eventually(lambda: service.status().workers, lambda workers: not workers)
-    with Worker(service.sockets, block_size=32) as worker:
-        assert worker.attachment.num_blocks == 256
-        assert len(service.status().pools) == 1
-    assert service.log("pool dropped")
+    with pytest.raises(Mismatch, match="in use"):
+        attach(service.sockets, attach_spec(service.sockets, block_size=32), PATIENCE_S)
 
 
-def test_a_pool_is_deleted_by_request_once_nobody_uses_it(service):
+def test_a_pool_is_deleted_by_request_once_nobody_uses_it(short):
+    service = short
     service.status()
     with pytest.raises(NotFound):
         service.ask(pb.DeletePoolRequest(pool="none"))
@@ -283,8 +305,7 @@ def test_a_pool_is_deleted_by_request_once_nobody_uses_it(service):
         (pool,) = service.status().pools
         with pytest.raises(Conflict, match="in use"):
             service.ask(pb.DeletePoolRequest(pool=pool.name))
-        process.kill()
-        eventually(lambda: service.status().workers, lambda workers: not workers)
+        gone_with_its_orphans(service, process)
     freed = service.ask(pb.DeletePoolRequest(pool=pool.name)).freed_bytes
     assert freed == pool.pool_bytes + pool.metadata_bytes
     assert not service.status().pools

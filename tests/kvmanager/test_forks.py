@@ -218,12 +218,15 @@ def test_members_leave_in_any_order_and_nothing_leaks(order: tuple[int, ...]) ->
 
 
 def test_a_lost_worker_leaves_only_tails_in_quarantine() -> None:
+    """Both wait for another worker; the block that they share is theirs as before."""
     state, worker = parent()
     worker.commit(worker.fork(2, 1, 6, [8, 9]))
     worker.give_back()
     assert len(state.lose(worker.session, 5)) == 2
-    assert (state.counts().quarantined, state.counts().cached) == (2, 1)
-    assert state.dead(worker.session) == 2
+    assert (state.counts().quarantined, state.counts().shared, state.counts().cached) == (2, 1, 0)
+    assert (state.dead(worker.session), state.orphans) == (0, 2)
+    assert state.expire(100, orphan_ttl_ns=1) == 0
+    assert (state.counts().quarantined, state.counts().cached, state.orphans) == (0, 1, 0)
 
 
 def test_a_new_daemon_finds_forks_as_they_were() -> None:
@@ -239,4 +242,4 @@ def test_a_new_daemon_finds_forks_as_they_were() -> None:
     again = KvState.recover(buffer, 1)
     assert again.check_integrity() == []
     assert again.read_record(sequence_id(2)).token_ids == tokens
-    assert again.counts().shared == 0
+    assert again.counts().shared == 1

@@ -38,16 +38,16 @@ def test_asking_for_more_than_there_is_gives_what_there_is() -> None:
     assert worker.grant(2**32 - 1, starving=True) == [0, 1, 2, 3]
 
 
-def two_that_fill_the_pool(**second: object) -> tuple[KvState, Worker, Worker]:
-    """Each of two workers runs one sequence of 3 blocks; nothing is free."""
-    state, a = pool(7)
+def two_that_fill_the_pool(num_blocks: int = 9, **second: object) -> tuple[KvState, Worker, Worker]:
+    """Each of two workers runs one sequence of 3 blocks; what is left is kept back for whoever adopts them."""
+    state, a = pool(num_blocks)
     b = Worker(state, "b")
     for worker, number, more in ((a, 1, {}), (b, 2, second)):
         worker.start(number, [number] * 9, 11, **more)
         worker.grant(3, starving=True)
         worker.step(number, 1)
     a.grant(1)
-    assert state.counts().free == 0
+    assert state.counts().free == num_blocks - 7
     return state, a, b
 
 
@@ -58,13 +58,20 @@ def test_a_full_pool_asks_the_latest_sequence_back_once_and_serves_when_it_retur
     assert a.grant(2, starving=True) == []
     assert a.unasked == [], "one victim at a time"
     b.preempt(2, release=False)
-    assert (b.unasked, state.preemptions) == ([], 1)
+    [(session, granted)] = b.unasked
+    assert session == a.session
+    assert isinstance(granted, Granted)
+    assert ([block.id for block in granted.blocks], state.preemptions) == ([7], 1), (
+        "kept back for it until now"
+    )
+    assert a.grant(4, starving=True) == []
+    assert a.unasked == [], "the row is to be released yet"
     b.release(2)
     [(session, granted)] = b.unasked
     assert session == a.session
     assert isinstance(granted, Granted)
-    assert [block.id for block in granted.blocks] == [5, 4], (
-        "the tail was free, the leaf of the cache evicted"
+    assert [block.id for block in granted.blocks] == [8, 5, 4], (
+        "two were free, the leaf of the cache evicted; one is kept back for the other sequence"
     )
 
 
@@ -89,18 +96,28 @@ def test_a_victim_that_finishes_instead_serves_too() -> None:
     _, a, b = two_that_fill_the_pool()
     a.grant(1, starving=True)
     b.finish(2, release=False)
-    assert b.unasked == []
+    assert [session for session, _ in b.unasked] == [a.session], "the one kept back for it"
+    assert a.grant(1, starving=True) == []
     b.release(2)
     assert [session for session, _ in b.unasked] == [a.session]
 
 
-def test_the_end_of_a_worker_serves_those_who_starve() -> None:
-    state, a, b = two_that_fill_the_pool()
-    a.grant(6, starving=True)
-    state.lose(b.session, 1)
-    [said] = state.outbox()
-    assert (said.session, said.number, len(said.reply.blocks)) == (a.session, 0, 2), "its sealed ones"  # type: ignore[union-attr]
+def test_the_proof_of_a_workers_end_serves_those_who_starve_with_its_float() -> None:
+    """What its sequence holds stays for whoever adopts it."""
+    state, a, b = two_that_fill_the_pool(10)
+    assert b.grant(1) == [7]
+    assert a.grant(6, starving=True) == []
+    assert state.lose(b.session, 1) == [sequence_id(2)]
     assert state.outbox() == []
-    a.grant(1, starving=True)
     assert state.dead(b.session) == 1
-    assert [len(o.reply.blocks) for o in state.outbox()] == [1]  # type: ignore[union-attr]
+    [said] = state.outbox()
+    assert (said.session, said.number) == (a.session, 0)
+    assert len(said.reply.blocks) == 1  # type: ignore[union-attr]
+
+
+def test_the_end_of_an_orphan_serves_at_the_next_question() -> None:
+    state, a, b = two_that_fill_the_pool()
+    state.dead(b.session)
+    assert a.grant(1, starving=True) == []
+    state.expire(10, orphan_ttl_ns=1)
+    assert len(a.grant(9, starving=True)) == 4, "its three, and the one kept back for it"

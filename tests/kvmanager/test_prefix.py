@@ -104,8 +104,10 @@ def cached(state: KvState, prompt: list[int], number: int = 99, **changes: objec
 PROMPT = [1, 2, 3, 4, 5, 6, 7, 8]
 
 
-@pytest.mark.parametrize(("length", "hit"), [(3, 0), (4, 0), (5, 4), (7, 4), (8, 4)])
-def test_a_hit_is_whole_blocks_and_never_covers_the_last_token(length: int, hit: int) -> None:
+@pytest.mark.parametrize(("length", "hit"), [(1, 0), (2, 0), (3, 2), (4, 3), (5, 4), (6, 4), (7, 6), (8, 7)])
+def test_a_hit_goes_on_within_a_block_from_its_half_and_never_covers_the_last_token(
+    length: int, hit: int
+) -> None:
     state = KvState.create(buffer_for(SPEC), SPEC, 0)
     fill(Worker(state, "a"), 1, PROMPT)
     assert cached(state, PROMPT[:length]) == hit
@@ -121,6 +123,43 @@ def test_another_tenant_finds_nothing() -> None:
     state = KvState.create(buffer_for(SPEC), SPEC, 0)
     fill(Worker(state, "a"), 1, PROMPT)
     assert cached(state, [*PROMPT, 9], tenant=b"t" * 32) == 0
+    assert cached(state, PROMPT[:3], 98, tenant=b"t" * 32) == 0
+
+
+def test_the_block_that_begins_with_the_most_is_copied() -> None:
+    state = KvState.create(buffer_for(SPEC), SPEC, 0)
+    worker = Worker(state, "a")
+    for number, prompt in enumerate(([1, 2, 9, 9], [1, 2, 3, 9], [1, 2, 3, 8], [1, 9, 3, 4])):
+        fill(worker, number, prompt)
+        worker.give_back()
+    reply = worker.start(9, [1, 2, 3, 4, 5])
+    assert isinstance(reply, Opened)
+    [copy] = reply.copies
+    assert (copy.slots, copy.destination, reply.cached_len) == (3, reply.blocks[0], 3)
+    assert state.describe_block(copy.source.id).token_ids[:3] == [1, 2, 3]
+    assert (state.prefix.hits, state.prefix.partial) == (8, 8)
+    assert cached(state, [1, 9, 3, 3, 3], 98) == 3
+    assert cached(state, [1, 3, 3, 3, 3], 97) == 0
+
+
+def test_bypassing_the_prefix_copies_nothing_either() -> None:
+    state = KvState.create(buffer_for(SPEC), SPEC, 0)
+    fill(Worker(state, "a"), 1, PROMPT)
+    assert cached(state, PROMPT, bypass_prefix=True) == 0
+
+
+def test_no_block_is_begun_with_a_copy_where_there_is_no_room_for_it() -> None:
+    """The source is kept while it is copied: that must not take the place of prompts in flight."""
+    spec = pool_spec(4)
+    state = KvState.create(buffer_for(spec), spec, 0)
+    worker = Worker(state, "a")
+    fill(worker, 1, PROMPT[:4], max_tokens=1)
+    worker.finish(1)
+    worker.give_back()
+    assert state.counts().cached == 1
+    reply = worker.start(2, [1, 2, 3, *[9] * 8], 1)
+    assert isinstance(reply, Opened)
+    assert (reply.copies, reply.cached_len) == ((), 0)
 
 
 def test_a_bypassing_prompt_finds_nothing_and_is_found() -> None:
@@ -130,12 +169,51 @@ def test_a_bypassing_prompt_finds_nothing_and_is_found() -> None:
     assert cached(state, [*PROMPT, 9]) == 8
 
 
+def test_without_the_cache_nothing_is_found_and_nothing_is_kept() -> None:
+    state = KvState.create(buffer_for(SPEC), SPEC, 0)
+    a, b = Worker(state, "a"), Worker(state, "b")
+    fill(a, 1, PROMPT)
+    assert fill(b, 2, PROMPT, no_cache=True).cached_len == 0
+    assert (state.prefix_queries, state.prefix_hits) == (8, 0), "nothing was looked up for it"
+    other = [9, *PROMPT[1:]]
+    fill(b, 3, other, no_cache=True)
+    assert cached(state, [*other, 9]) == 0
+    free = state.counts().free
+    b.finish(3)
+    assert state.counts().free == free + 2, "its blocks are free at its end, not cached"
+    assert state.check_integrity() == []
+
+
+@pytest.mark.parametrize("prompt", [PROMPT[:3], PROMPT], ids=["shorter than a block", "two blocks"])
+def test_what_forks_from_a_sequence_without_the_cache_is_not_found_either(prompt: list[int]) -> None:
+    state = KvState.create(buffer_for(SPEC), SPEC, 0)
+    worker = Worker(state, "a")
+    fill(worker, 1, prompt, no_cache=True)
+    worker.grant(4, starving=True)
+    assert not worker.commit(worker.fork(2, 1, len(prompt), [20, 21])).refusals
+    for token in (22, 23, 24, 25):
+        worker.step(2, token)
+    assert not any(block.indexed for block in state.blocks("sealed"))
+    assert cached(state, [*prompt, 20, 21, 22, 23, 24, 25]) == 0
+
+
+def test_a_sequence_that_comes_back_says_again_whether_it_uses_the_cache() -> None:
+    state = KvState.create(buffer_for(SPEC), SPEC, 0)
+    worker = Worker(state, "a")
+    fill(worker, 1, PROMPT)
+    worker.preempt(1)
+    worker.grant(2, starving=True)
+    again = worker.start(1, [*PROMPT, 1], no_cache=True)
+    assert isinstance(again, Opened)
+    assert again.cached_len == 0
+
+
 def test_of_two_equal_seals_the_first_is_indexed_and_the_other_private() -> None:
     state = KvState.create(buffer_for(SPEC), SPEC, 0)
     a, b = Worker(state, "a"), Worker(state, "b")
     for worker in (a, b):
         worker.grant(2, starving=True)
-        worker.start(1 if worker is a else 2, PROMPT)
+        worker.start(1 if worker is a else 2, PROMPT, bypass_prefix=worker is b)
     a.step(1, 1)
     b.step(2, 1)
     assert [(block.id, block.indexed) for block in state.blocks("sealed")] == [
@@ -153,7 +231,7 @@ def test_what_follows_a_private_block_is_found_behind_the_indexed_one() -> None:
     a, b = Worker(state, "a"), Worker(state, "b")
     for worker, number in ((a, 1), (b, 2)):
         worker.grant(3, starving=True)
-        worker.start(number, PROMPT)
+        worker.start(number, PROMPT, bypass_prefix=worker is b)
     a.step(1, 1)
     b.step(2, 1)
     for token in (2, 3, 4, 5):
@@ -175,7 +253,7 @@ def test_hashes_that_collide_cost_hits_but_never_give_a_wrong_one(digest: Callab
     storm = Storm(seed=3, digest=digest)
     storm.run(6000)
     assert storm.state.check_integrity() == []
-    assert storm.hits > 0
+    assert storm.happened["hits"] > 0
     storm.stop()
 
 

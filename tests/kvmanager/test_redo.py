@@ -7,14 +7,16 @@ import subprocess
 import sys
 from collections.abc import Callable
 
+import pytest
+
 from kvmanager.integrity import check_buffer
 from kvmanager.layout import HEADER_BYTES, MetaLayout
-from kvmanager.messages import Acked, FinishReason
+from kvmanager.messages import Acked, Fenced, FinishReason
 from kvmanager.records import REDO_CHECKSUM_AT, REDO_LENGTH_AT, SEQLOCK_AT
 from kvmanager.state import KvState
 from kvmanager.store import Store
 from tests.support import kill_at_store
-from tests.support.kv import Worker, buffer_for, pool_spec
+from tests.support.kv import Worker, buffer_for, pool_spec, sequence_id
 from tests.support.storm import SPEC as STORM_SPEC
 from tests.support.storm import Storm
 
@@ -59,6 +61,34 @@ def operations(state: KvState) -> list[Callable[[], object]]:
     ]
 
 
+def adoptions(state: KvState) -> list[Callable[[], object]]:
+    """A sequence that outlives two workers, one that three die of, and one that nobody asks for."""
+    a, b, c = (Worker(state, name) for name in "abc")
+    return [
+        lambda: a.grant(2, starving=True),
+        lambda: a.start(1, [1, 2, 3], 6),
+        lambda: a.step(1, 4),
+        lambda: a.start(2, [5], 4),
+        lambda: a.start(3, [1, 2, 9], 4),
+        lambda: a.preempt(3, release=False),
+        lambda: state.lose(a.session, 5),
+        lambda: b.start(1, [1, 2, 3], 6),
+        lambda: b.start(2, [5], 4),
+        lambda: state.lose(b.session, 6),
+        lambda: c.start(1, [1, 2, 3], 6),
+        lambda: state.dead(a.session),
+        lambda: c.step(1, 7),
+        lambda: c.start(2, [5], 4),
+        lambda: state.dead(b.session),
+        lambda: c.send(Fenced(sequence=sequence_id(1), epoch=3)),
+        lambda: c.start(1, [1, 2, 3, 4, 7], 6),
+        lambda: state.lose(c.session, 7),
+        lambda: state.expire(100, orphan_ttl_ns=1),
+        lambda: state.dead(c.session),
+        lambda: state.expire(200, ttl_ns=1),
+    ]
+
+
 def accepted(reply: Acked) -> None:
     assert not reply.refusals
 
@@ -71,12 +101,15 @@ def truth(image: bytearray) -> bytes:
     return bytes(copy[: LAYOUT.redo_at])
 
 
-def test_every_prefix_of_the_store_log_recovers_to_before_or_after() -> None:
+@pytest.mark.parametrize("life", [operations, adoptions])
+def test_every_prefix_of_the_store_log_recovers_to_before_or_after(
+    life: Callable[[KvState], list[Callable[[], object]]],
+) -> None:
     log: list[tuple[int, bytes]] = []
     buffer = buffer_for(SPEC)
     state = KvState.create(buffer, SPEC, 0, hook=lambda at, data: log.append((at, data)))
     seen = set()
-    for operation in operations(state):
+    for operation in life(state):
         before = bytearray(buffer)
         log.clear()
         operation()
@@ -155,6 +188,8 @@ def accepts(fd: int) -> bool:
         assert state.check_integrity() == []
         for session in state.sessions():
             state.dead(session.id)
+        assert state.check_integrity() == []
+        state.expire(2**62, orphan_ttl_ns=0)
         state.flush()
         assert state.counts().free == STORM_SPEC.num_blocks
         assert state.check_integrity() == []

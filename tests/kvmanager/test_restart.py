@@ -1,6 +1,7 @@
 """What a daemon's death leaves to the next one: memory, metadata, prefix hits, and workers that must still end."""
 
 import contextlib
+import json
 import mmap
 import os
 import signal
@@ -10,9 +11,20 @@ import sys
 import pytest
 
 from holdfast.v1 import kvmanager_pb2 as pb
+from kvmanager.client import attach
+from kvmanager.errors import Fenced, Mismatch
 from kvmanager.keeper_link import KeeperLink
-from kvmanager.messages import FinishReason, Release, SequenceRef
-from tests.kvmanager.processes import ENVIRON, PATIENCE_S, ROOT, Service, Worker, eventually
+from kvmanager.messages import CommitEntry, FinishReason, Holding, OpenKind, Release, SequenceRef
+from tests.kvmanager.processes import (
+    ENVIRON,
+    PATIENCE_S,
+    PROMPT,
+    ROOT,
+    Service,
+    Worker,
+    attach_spec,
+    eventually,
+)
 
 
 @pytest.fixture
@@ -58,22 +70,23 @@ def test_memory_metadata_and_prefix_hits_outlive_the_daemon(service):
     assert service.fsck() == []
 
 
-def test_a_living_workers_blocks_wait_for_its_end_across_the_restart(service):
+def test_a_living_workers_blocks_are_its_own_across_the_restart_until_it_ends(service):
+    """It is neither lost nor asked for anything; what it held when it died waits for another, its float is free."""
     process = worker_script(service, "w1")
     with contextlib.closing(process.stdout):
         assert process.stdout.readline()
         process.send_signal(signal.SIGSTOP)  # it cannot see that its daemon is gone
         status = kill_daemon(service)
-        assert [(w.id, w.state) for w in status.workers] == [("w1", pb.WORKER_STATE_LOST)]
-        assert status.pools[0].blocks.quarantined == 5
+        assert [(w.id, w.state) for w in status.workers] == [("w1", pb.WORKER_STATE_WARMING)]
+        assert (status.pools[0].blocks.granted, status.pools[0].blocks.tail) == (4, 1)
         process.kill()
         process.wait()
-        counts = eventually(service.counts, lambda counts: counts.quarantined == 0)
-        assert counts.cached == 2
+        counts = eventually(service.counts, lambda counts: counts.granted == 0)
+        assert (counts.quarantined, counts.sealed, counts.cached) == (1, 2, 0)
         assert service.fsck() == []
 
 
-def test_a_worker_that_died_with_the_daemon_holds_nothing_afterwards(service):
+def test_a_worker_that_died_with_the_daemon_leaves_only_its_orphans(service):
     process = worker_script(service, "w1")
     with contextlib.closing(process.stdout):
         assert process.stdout.readline()
@@ -84,8 +97,73 @@ def test_a_worker_that_died_with_the_daemon_holds_nothing_afterwards(service):
         os.kill(daemon, signal.SIGKILL)
         status = eventually(service.status, lambda status: status.pid != daemon)
         assert not status.workers
-        assert status.pools[0].blocks.quarantined == 0
+        (pool,) = status.pools
+        assert (pool.sequences, pool.blocks.quarantined, pool.blocks.granted) == (1, 1, 0)
         assert service.fsck() == []
+
+
+def test_a_living_worker_attaches_again_and_its_numbers_go_on(service):
+    with Worker(service.sockets) as worker:
+        opened = worker.open()
+        worker.commit(worker.entry(opened))
+        kept, session = list(worker.float), worker.attachment.session
+        kill_daemon(service)
+        assert worker.attachment.connection.recv(1) == b""
+        worker.resume(service.sockets)
+        assert (worker.attachment.session, worker.attachment.boot_epoch) == (session, 2)
+        assert worker.attachment.answer.number == 3, "an Open, a Grant, a Commit"
+        holdings = worker.holdings()
+        assert list(holdings.sequences) == [Holding(opened.sequence, 1, 41, FinishReason.NONE)]
+        assert list(holdings.blocks) == kept
+        entry = CommitEntry(
+            sequence=opened.sequence, epoch=1, base_recorded=41, base_kv=40, token_ids=[8], kv_len=41
+        )
+        worker.commit(entry)
+        assert service.ask(pb.ReadRecord(sequence=opened.sequence)).recorded_len == 42
+        assert service.fsck() == []
+
+
+def test_a_session_is_no_strangers_and_no_fenced_workers(service):
+    """Another process, another model, a session that is attached, unknown or lost: refused, and nothing changes."""
+    with Worker(service.sockets) as worker:
+        session = worker.attachment.session
+        opened = worker.open()
+        refused(service, Fenced, "attached", resume_session=session)
+        kill_daemon(service)
+        script = [sys.executable, "-m", "tests.kvmanager.attach_again", str(service.path), session.hex()]
+        stranger = subprocess.run(
+            script, check=False, capture_output=True, text=True, env=ENVIRON, cwd=ROOT, timeout=PATIENCE_S
+        )
+        assert "another process" in stranger.stdout
+        refused(service, Mismatch, "block_size", resume_session=session, block_size=32)
+        refused(service, Fenced, "unknown", resume_session=bytes(range(16)))
+        worker.resume(service.sockets)
+        assert [one.sequence for one in worker.holdings().sequences] == [opened.sequence]
+    eventually(service.status, lambda status: status.workers[0].state == pb.WORKER_STATE_LOST)
+    refused(service, Fenced, "lost", resume_session=session)
+    assert service.fsck() == []
+
+
+def refused(service, error, match, **changes):
+    with pytest.raises(error, match=match):
+        attach(service.sockets, attach_spec(service.sockets, **changes), PATIENCE_S)
+
+
+@pytest.mark.full
+def test_a_worker_that_does_not_come_back_is_lost_and_killed(service):
+    """Its sequence waits for another worker, which does not wait for the proof."""
+    process = worker_script(service, "w1")
+    with contextlib.closing(process.stdout):
+        sequence = bytes.fromhex(json.loads(process.stdout.readline())["sequence"])
+        process.send_signal(signal.SIGSTOP)
+        kill_daemon(service)
+        assert process.wait(PATIENCE_S) == -signal.SIGKILL
+    eventually(service.status, lambda status: not status.workers)
+    assert service.log("worker lost")[-1]["reason"] == "it did not attach again"
+    with Worker(service.sockets, worker_id="w2") as worker:
+        opened = worker.open([*PROMPT, 7], sequence=sequence, prompt_len=len(PROMPT))
+        assert (opened.kind, opened.epoch, opened.kv_len) == (OpenKind.ADOPTED, 2, 40)
+        assert list(opened.token_ids) == [*PROMPT, 7]
 
 
 def test_metadata_that_cannot_be_trusted_costs_the_pool_and_nothing_else(service):

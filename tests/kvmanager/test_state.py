@@ -13,12 +13,14 @@ from kvmanager.messages import (
     Fenced,
     FinishReason,
     Grant,
+    Holding,
     Opened,
     OpenKind,
     Refused,
     Release,
     SequenceRef,
     SessionId,
+    Wait,
 )
 from kvmanager.sessions import SessionState
 from kvmanager.state import KvState
@@ -138,35 +140,61 @@ def test_what_still_runs_or_is_unknown_is_not_released() -> None:
     ]
 
 
-def test_fenced_lets_go_like_a_release() -> None:
+def test_fenced_gives_up_a_sequence_and_nothing_of_it_is_in_doubt() -> None:
+    """The worker said that it stopped: another one goes on in the same tail."""
+    state, worker, _ = ready()
+    assert worker.send(Fenced(sequence=sequence_id(1), epoch=1)) == Acked()
+    assert (state.orphans, state.counts().tail, state.counts().quarantined) == (1, 0, 1)
+    assert state.describe_block(1).holder == ""
+    [refusal] = worker.commit(worker.entry(1, [7])).refusals
+    assert refusal.code == errors.Fenced.code
+    reply = Worker(state, "b").start(1, [1, 2, 3, 4, 5, 6], 6)
+    assert isinstance(reply, Opened)
+    assert (reply.kind, reply.epoch, reply.kv_len, reply.copies) == (OpenKind.ADOPTED, 2, 5, ())
+    assert [block.id for block in reply.blocks] == [0, 1]
+
+
+def test_fenced_gives_up_a_preempted_sequence_with_the_row_that_it_held() -> None:
     state, worker, _ = ready()
     worker.preempt(1, release=False)
+    assert worker.send(Fenced(sequence=sequence_id(1), epoch=1)) == Acked()
+    assert (state.orphans, state.counts().tail, state.counts().quarantined) == (1, 0, 0)
+
+
+def test_fenced_lets_go_of_what_has_ended_like_a_release() -> None:
+    state, worker, _ = ready()
+    worker.finish(1, release=False)
     assert worker.send(Fenced(sequence=sequence_id(1), epoch=1)) == Acked(refusals=[])
-    assert state.counts().tail == 0
+    assert (state.orphans, state.counts().tail) == (0, 0)
 
 
 def test_the_first_sign_of_death_quarantines_and_only_proof_frees() -> None:
+    """The sequence waits for another worker with all that it has: a sealed block, and its tail in quarantine."""
     state, worker, _ = ready()
     assert state.lose(worker.session, 5) == [sequence_id(1)]
     counts = state.counts()
-    assert (counts.quarantined, counts.cached, counts.granted, counts.tail) == (3, 1, 0, 0)
+    assert (counts.quarantined, counts.sealed, counts.cached, counts.granted, counts.tail) == (3, 1, 0, 0, 0)
     assert [s.state for s in state.sessions()] == [SessionState.LOST]
     record = state.read_record(sequence_id(1))
-    assert (record.finish, record.token_ids) == (FinishReason.ERROR, [1, 2, 3, 4, 5, 6])
+    assert (record.finish, record.token_ids) == (FinishReason.NONE, [1, 2, 3, 4, 5, 6])
+    assert (state.orphans, state.live_sequences, state.tokens_held) == (1, 1, 5)
     b = Worker(state, "b")
-    assert sorted(b.grant(16, starving=True)) == [0, *range(4, 16)], "never a quarantined one"
+    assert sorted(b.grant(16, starving=True)) == list(range(4, 15)), (
+        "never a quarantined one; one is kept back"
+    )
     assert state.lose(worker.session, 6) == [], "twice is once"
-    assert state.dead(worker.session) == 3
+    assert state.dead(worker.session) == 2
+    assert (state.counts().quarantined, state.orphans) == (1, 1), "the begun tail is the orphan's"
     assert [s.worker_id for s in state.sessions()] == ["b"]
 
 
 def test_death_without_a_first_sign_does_both() -> None:
     state, worker, _ = ready()
-    assert state.dead(worker.session) == 3
-    assert state.counts().free == 15
+    assert state.dead(worker.session) == 2
+    assert state.counts().free == 14
 
 
-def test_a_restarted_daemon_keeps_the_cache_ends_the_sequences_and_waits_for_proof() -> None:
+def test_a_restarted_daemon_keeps_the_cache_and_the_living_sessions_which_go_on() -> None:
     spec = pool_spec(16, 4)
     buffer = buffer_for(spec)
     state = KvState.create(buffer, spec, 0)
@@ -181,16 +209,34 @@ def test_a_restarted_daemon_keeps_the_cache_ends_the_sequences_and_waits_for_pro
         worker.session,
         1,
         2,
-        SessionState.LOST,
+        SessionState.ALIVE,
     )
-    assert again.read_record(sequence_id(1)).finish == FinishReason.ERROR
-    assert (again.counts().quarantined, again.counts().cached) == (2, 2)
+    assert again.number_of(worker.session) == worker.number
+    holdings = again.holdings(worker.session)
+    assert list(holdings.sequences) == [Holding(sequence_id(1), 1, 9, FinishReason.NONE)]
+    assert list(holdings.blocks) == worker.float
+    worker.state = again
+    worker.step(1, 10)
+    assert again.read_record(sequence_id(1)).token_ids == [*range(1, 11)]
     reply = Worker(again, "b").start(2, [1, 2, 3, 4, 5, 6, 7, 8, 9])
     assert isinstance(reply, Opened)
     assert reply.cached_len == 8
-    assert again.dead(worker.session) == 2
+    assert again.check_integrity() == []
+    assert again.dead(worker.session) == 1
+    assert again.orphans == 1
     assert again.check_integrity() == []
     assert KvState.recover(buffer, 8).boot_epoch == 3
+
+
+def test_a_restarted_daemon_admits_no_more_than_the_prompts_in_flight_leave_room_for() -> None:
+    """As the daemon before it: what an open prompt still needs is not given away."""
+    spec = pool_spec(9, 4)
+    buffer = buffer_for(spec)
+    state = KvState.create(buffer, spec, 0)
+    Worker(state, "a").start(1, [1] * 16)
+    again = KvState.recover(buffer, 7)
+    wait = Worker(again, "b").start(2, [2] * 16)
+    assert wait == Wait(sequence=sequence_id(2), needed_blocks=10, available_blocks=9)
 
 
 def test_time_never_runs_backwards_for_the_cache() -> None:

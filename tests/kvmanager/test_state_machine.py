@@ -8,7 +8,7 @@ from typing import Any
 
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import precondition, rule
+from hypothesis.stateful import initialize, precondition, rule
 
 from kvmanager.messages import (
     Acked,
@@ -22,8 +22,9 @@ from kvmanager.messages import (
     Wait,
 )
 from tests.support.kv import fork_message, open_message, sequence_id
-from tests.support.naive_pool import Seq
-from tests.support.pool_machine import BLOCKS, SIZE, PoolMachine
+from tests.support.mortal_machine import MortalMachine
+from tests.support.naive_blocks import Seq
+from tests.support.pool_machine import BLOCKS, SIZE
 
 TENANTS = (bytes(32), b"t" * 32)
 # Few prompts that begin alike, so that prefixes are shared and computed twice.
@@ -32,7 +33,16 @@ PROMPTS = st.builds(
 )
 
 
-class Messages(PoolMachine):
+class Messages(MortalMachine):
+    @initialize(prompts=st.tuples(st.integers(1, 6), st.integers(1, 6)), steps=st.integers(0, 2))
+    def serve(self, prompts: tuple[int, int], steps: int) -> None:
+        """Two workers that decode."""
+        for count in prompts:
+            self.attach()
+            self.start(f"w{self.born}", [1] * count, 8, TENANTS[0], 0)
+            for step in range(steps * (self.opened in self.model.seqs)):
+                self.step(self.opened, [2], count + step, "")
+
     @precondition(lambda self: self.workers)
     @rule(data=st.data(), count=st.integers(0, 6), starving=st.booleans())
     def grant(self, data: st.DataObject, count: int, starving: bool) -> None:
@@ -47,16 +57,19 @@ class Messages(PoolMachine):
         priority=st.integers(0, 1),
     )
     def open(self, data: st.DataObject, ids: list[int], more: int, tenant: bytes, priority: int) -> None:
-        name, worker = self.some_worker(data)
+        self.start(self.some_worker(data)[0], ids, more, tenant, priority)
+
+    def start(self, name: str, ids: list[int], more: int, tenant: bytes, priority: int) -> None:
         self.opened += 1
-        number = self.opened
+        number, worker = self.opened, self.workers[name]
         reply = worker.start(number, ids, more, tenant=tenant, priority=priority)
         self.check_forgotten()
         if isinstance(reply, Refused):
             assert "room" in reply.message
             return
         rank = (priority, -number)
-        self.check_opened(reply, number, Seq(name, list(ids), len(ids) + more, tenant, rank, len(ids)))
+        new = Seq(name, list(ids), len(ids) + more, tenant, rank, len(ids), stepped=False)
+        self.check_opened(reply, number, new)
         self.check_unasked(worker.unasked)
 
     @precondition(lambda self: self.pick("preempted"))
@@ -66,22 +79,29 @@ class Messages(PoolMachine):
         seq = self.model.seqs[number]
         worker = self.workers[seq.owner]
         reply = worker.start(number, seq.tokens, tenant=seq.tenant)
-        self.check_opened(reply, number, seq)
+        if isinstance(reply, Refused):
+            assert "rows" in reply.message
+        elif self.model.waits_for_suspect(seq, seq.owner):
+            assert reply == self.wait(number, (0, 0))
+        else:
+            self.check_opened(reply, number, seq)
         if isinstance(reply, Opened):
             seq.epoch += 1
-            assert reply.epoch == seq.epoch
+            assert (reply.epoch, reply.alone) == (seq.epoch, seq.deaths > 0)
         self.check_unasked(worker.unasked)
 
     def check_opened(self, reply: Any, number: int, seq: Seq) -> None:
         expected = self.model.open(number, seq)
-        if isinstance(expected, tuple):
-            assert reply == Wait(
-                sequence=sequence_id(number), needed_blocks=expected[0], available_blocks=expected[1]
-            )
+        if expected is None:
+            assert isinstance(reply, Wait)
+            assert reply.for_prefix
+        elif isinstance(expected, tuple):
+            assert reply == self.wait(number, expected)
         else:
             assert isinstance(reply, Opened)
             assert list(reply.blocks) == self.refs(expected)
-            assert reply.kv_len == reply.cached_len == len(expected) * SIZE
+            assert reply.kv_len == reply.cached_len == seq.kv
+            assert [(a.id, b.id, n) for a, b, n in reply.copies] == [seq.copy] * self.model.pending(seq)
             assert reply.recorded_len == len(seq.tokens)
 
     @precondition(lambda self: self.pick("open"))
@@ -94,14 +114,19 @@ class Messages(PoolMachine):
         """A prefill chunk or a decode step, with as many blocks as it needs; perhaps the last one."""
         self.tick()
         number = data.draw(st.sampled_from(self.pick("open")))
-        seq, worker = self.model.seqs[number], self.workers[self.model.seqs[number].owner]
+        seq = self.model.seqs[number]
         sampled = sampled[: seq.capacity - len(seq.tokens)]
         least = len(seq.tokens) if sampled else seq.kv
         most = len(seq.tokens) + max(0, len(sampled) - 1)
         kv = most if data.draw(st.integers(0, 3)) else data.draw(st.integers(least, most))
+        self.step(number, sampled, kv, close)
+
+    def step(self, number: int, sampled: list[int], kv: int, close: str) -> None:
+        seq, worker = self.model.seqs[number], self.workers[self.model.seqs[number].owner]
         blocks = self.take(seq.owner, max(0, -(-kv // SIZE) - len(seq.row)))
         if blocks is None:
             return
+        self.begin(number)
         self.compute(seq, seq.tokens + sampled, kv, blocks)
         entry = CommitEntry(
             sequence=sequence_id(number),
@@ -111,13 +136,13 @@ class Messages(PoolMachine):
             token_ids=sampled,
             kv_len=kv,
             blocks=blocks,
+            copies_done=int(self.model.pending(seq) and kv > seq.kv and close != "p"),
             preempted=close == "p",
             finish=FinishReason.STOP if close == "f" else FinishReason.NONE,
         )
         assert worker.commit(entry) == Acked(refusals=[])
-        self.model.commit(number, sampled, 0 if close == "p" else kv, [block.id for block in blocks])
-        if close:
-            self.model.stop(number, "preempted" if close == "p" else "finished")
+        left = {"": "", "p": "preempted", "f": "finished"}[close]
+        self.model.commit(number, sampled, kv, [block.id for block in blocks], left)
         self.check_unasked(worker.unasked)
         if close or sampled or kv > entry.base_kv:
             assert worker.commit(entry).refusals, "the same entry again has another base or state"
@@ -175,6 +200,8 @@ class Messages(PoolMachine):
         worker = self.workers[new.owner]
         if not rowless:
             row = self.model.row_of(parent, epoch)
+            if kv % SIZE and self.model.seqs[parent].epoch == epoch:
+                self.begin(parent)
             if kv % SIZE:
                 self.memory.copy(row[kv // SIZE], entry.blocks[0].id, kv % SIZE)
             written = replace(new, row=row[: kv // SIZE], kv=kv)
@@ -192,11 +219,9 @@ class Messages(PoolMachine):
             )
         else:
             self.model.fork(number, new, parent, epoch, kv)
-            self.model.commit(
-                number, list(entry.token_ids), entry.kv_len, [block.id for block in entry.blocks]
-            )
-            if entry.finish:
-                self.model.stop(number, "finished")
+            blocks = [block.id for block in entry.blocks]
+            left = "finished" if entry.finish else ""
+            self.model.commit(number, list(entry.token_ids), entry.kv_len, blocks, left)
         self.check_unasked(worker.unasked)
         assert worker.commit(entry).refusals, "the same fork again has a record already"
 

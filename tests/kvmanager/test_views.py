@@ -21,6 +21,11 @@ POOL = pb.PoolInfo(
     prefix_hits=50,
     sequences=5,
     tokens_held=123,
+    partial_hits=9,
+    prefix_waits=3,
+    memory=pb.MemoryUse(
+        slots=1600, allocated=160, reserved=160, cached=320, shared=32, fragmented=69, tokens=123
+    ),
 )
 SEALED = pb.BlockInfo(
     pool="llama-1",
@@ -138,7 +143,13 @@ def test_a_preempted_sequence_has_no_block_table():
 
 def test_a_pool_s_description_adds_up():
     text = "\n".join(views.pool_lines(POOL))
-    for part in ("60 free, 10 float, 5 tail, 25 sealed (20 cached, 2 shared)", "123 of 1600 slots", "25.0%"):
+    for part in (
+        "60 free, 10 float, 5 tail, 25 sealed (20 cached, 2 shared)",
+        "1600: 160 allocated, 160 reserved ahead, 320 cached, 0 quarantined, 960 free",
+        "123 held; 32 slots saved by sharing, 69 allocated without a token (43.1%)",
+        "25.0% (50 of 200 prompt tokens, 9 by a copy)",
+        "3 for blocks",
+    ):
         assert part in text
 
 
@@ -149,7 +160,13 @@ def test_status_says_health_and_memory():
         )
     )
     assert text[0].endswith("SERVING (no worker attached)")
-    assert text[-1].endswith("100.0 MiB KV, 0.0 MiB metadata; at most 1024.0 MiB KV a CPU pool")
+    assert text[4].endswith("100.0 MiB KV, 0.0 MiB metadata; at most 1024.0 MiB KV a CPU pool")
+    assert [line.split()[:2] for line in text[5:]] == [["Slots", "1600:"], ["Tokens", "123"]]
+
+
+def test_with_several_pools_each_line_of_memory_names_its_own():
+    text = views.status_lines(pb.Status(pools=[POOL, pb.PoolInfo(name="other")]))
+    assert [line.split()[1] for line in text[5:9]] == ["llama-1:", "llama-1:", "other:", "other:"]
 
 
 @pytest.mark.parametrize(("exporter", "weaker"), [("cuda-vmm", False), ("cuda-legacy", True)])

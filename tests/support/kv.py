@@ -98,6 +98,7 @@ class Worker:
         self.float: list[BlockRef] = []
         self.unasked: list[tuple[SessionId, Reply]] = []
         self.open: dict[int, list[int]] = {}  # sequence → [epoch, recorded_len, kv_len, blocks]
+        self.uncopied: dict[int, int] = {}  # sequence → copies that its next step begins with
 
     def send(self, message: Numbered) -> Reply:
         """The answer; what else the daemon said is in `unasked`."""
@@ -118,6 +119,7 @@ class Worker:
         reply = self.send(open_message(number, ids, max_tokens, **changes))
         if isinstance(reply, Opened):
             self.open[number] = [reply.epoch, reply.recorded_len, reply.kv_len, len(reply.blocks)]
+            self.uncopied[number] = len(reply.copies)
         return reply
 
     def entry(
@@ -144,6 +146,7 @@ class Worker:
             blocks=taken,
             preempted=preempted,
             finish=finish,
+            copies_done=self.uncopied.pop(number, 0) if after > kv_len else 0,
         )
 
     def fork(

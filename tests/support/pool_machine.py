@@ -1,6 +1,6 @@
-"""The state of a pool beside a naive model, as a Hypothesis machine: its workers, its housekeeping, what must be true.
+"""The state of a pool beside a naive model, as a Hypothesis machine: its housekeeping and what must be true.
 
-What workers say is for a machine on top of it.
+What happens to workers, and what they say, is for machines on top of it.
 """
 
 from typing import Any
@@ -8,13 +8,14 @@ from typing import Any
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from kvmanager.messages import BlockRef, Grant, Granted, Revoke
+from kvmanager.messages import BlockRef, Grant, Granted, Retry, Revoke, SessionId
 from kvmanager.state import KvState
 from tests.support.kv import Worker, buffer_for, pool_spec, sequence_id
-from tests.support.naive_pool import NaivePool, Seq
+from tests.support.naive_blocks import Seq
+from tests.support.naive_orphans import MortalPool
 from tests.support.slots import SlotMemory, prefix_values
 
-BLOCKS, SIZE = 12, 2
+BLOCKS, SIZE = 16, 2
 SPEC = pool_spec(BLOCKS, SIZE, max_model_len=24, max_num_seqs=3)
 
 
@@ -23,66 +24,16 @@ class PoolMachine(RuleBasedStateMachine):
         super().__init__()
         self.buffer = buffer_for(SPEC)
         self.state = KvState.create(self.buffer, SPEC, 0)
-        self.model = NaivePool(BLOCKS, SIZE)
+        self.model = MortalPool(BLOCKS, SIZE)
         self.memory = SlotMemory(BLOCKS, SIZE)
         self.workers: dict[str, Worker] = {}
-        self.lost: dict[str, Any] = {}
+        self.lost: dict[str, SessionId] = {}
+        self.copied: set[tuple[int, int]] = set()  # (sequence, epoch) whose copy order was executed
         self.now = self.born = self.opened = 0
-
-    # ------------------------------------------------------------------------------- workers
-
-    @precondition(lambda self: len(self.workers) + len(self.lost) < 3)
-    @rule()
-    def attach(self) -> None:
-        self.born += 1
-        self.workers[f"w{self.born}"] = Worker(self.state, f"w{self.born}", self.tick())
-        self.model.wants = {self.name(s.id): self.model.wants.get(self.name(s.id), 0) for s in self.by_slot()}
-
-    def by_slot(self) -> list[Any]:
-        """Starving sessions are served in the order of their records."""
-        parts = self.state._parts
-        return [session for session in parts.sessions.slots if session]
-
-    @precondition(lambda self: self.workers and self.now % 6 == 5)
-    @rule(data=st.data())
-    def lose(self, data: st.DataObject) -> None:
-        name = data.draw(st.sampled_from(sorted(self.workers)))
-        worker = self.workers.pop(name)
-        ended = self.state.lose(worker.session, self.tick())
-        self.lost[name] = worker.session
-        assert ended == [sequence_id(n) for n in self.model.lose(name)]
-        self.check_unasked([(o.session, o.reply) for o in self.state.outbox()])
-
-    @precondition(lambda self: self.lost)
-    @rule(data=st.data())
-    def dead(self, data: st.DataObject) -> None:
-        name = data.draw(st.sampled_from(sorted(self.lost)))
-        assert self.state.dead(self.lost.pop(name)) == self.model.dead(name)
-        self.model.wants.pop(name, None)
-        self.check_unasked([(o.session, o.reply) for o in self.state.outbox()])
-
-    @precondition(lambda self: self.now % 9 == 8)
-    @rule()
-    def restart(self) -> None:
-        """A new daemon on the same bytes: sealed blocks are still found, former sessions are lost."""
-        for name, worker in self.workers.items():
-            self.lost[name] = worker.session
-            self.model.lose(name)
-        self.workers, self.model.wants = {}, {}
-        epoch = self.state.boot_epoch
-        self.state = KvState.recover(self.buffer, self.tick())
-        assert self.state.boot_epoch == epoch + 1
-        blocks = self.state._parts.blocks
-        assert sorted(self.model.free) == sorted(blocks.free)
-        assert sorted(self.model.cached) == sorted(blocks.cached)
-        self.model.free, self.model.cached = list(blocks.free), list(blocks.cached)
-        self.model.seqs = {n: self.model.seqs[n] for n in self.numbers()}
-
-    def numbers(self) -> list[int]:
-        return [int.from_bytes(s, "big") for s in self.state._parts.sequences.by_id]
 
     # ------------------------------------------------------------------------------- housekeeping
 
+    @precondition(lambda self: self.now % 3 == 1)
     @rule(count=st.integers(0, 4))
     def evict(self, count: int) -> None:
         expected = min(count, len(self.model.cached))
@@ -97,12 +48,20 @@ class PoolMachine(RuleBasedStateMachine):
         while self.model.cached:
             self.model.evict()
 
-    @rule()
-    def expire(self) -> None:
-        old = [n for n, s in self.model.seqs.items() if s.state == "finished" and not s.held]
-        assert self.state.expire(self.tick(), ttl_ns=0) == len(old)
+    @precondition(lambda self: self.now % 4 == 2)
+    @rule(patience=st.sampled_from([100, 100, 10]))
+    def expire(self, patience: int) -> None:
+        """Orphans that nobody adopted end; the records of what has ended before this call are forgotten."""
+        now = self.tick()
+        orphans = list(self.model.orphans)
+        self.model.abandon(now - patience)
+        old = [
+            n for n, s in self.model.seqs.items() if s.state == "finished" and not s.held and n not in orphans
+        ]
+        assert self.state.expire(now, ttl_ns=0, orphan_ttl_ns=patience) == len(old)
         for number in old:
             del self.model.seqs[number]
+        self.check_outbox()
 
     # ------------------------------------------------------------------------------- checks
 
@@ -126,23 +85,43 @@ class PoolMachine(RuleBasedStateMachine):
     def no_committed_slot_changed(self) -> None:
         """In the tables and lengths of the state, not the model's."""
         parts = self.state._parts
-        for seq in parts.sequences.open.values():
-            held = self.memory.row(parts.rows.blocks[seq.row], seq.kv_len)
-            assert held == prefix_values(seq.tokens)[: seq.kv_len]
+        for seq in (*parts.sequences.open.values(), *parts.sequences.orphans.values()):
+            row = list(parts.rows.blocks[seq.row]) if seq.row >= 0 else []
+            if seq.copy is not None and seq.copy.destination in row:  # it is still in the source
+                row[row.index(seq.copy.destination)] = seq.copy.source
+            assert self.memory.row(row, seq.kv_len) == prefix_values(seq.tokens)[: seq.kv_len]
         for i, block in enumerate(self.model.blocks):
             if block.state == "sealed":
                 assert self.memory.block(i) == prefix_values(block.chain[1:])[-SIZE:]
+
+    @invariant()
+    def same_sequences(self) -> None:
+        parts = self.state._parts
+        assert self.numbers() == list(self.model.seqs)
+        for seq, expected in zip(parts.sequences.by_id.values(), self.model.seqs.values(), strict=True):
+            owner = parts.owner(seq)
+            assert (seq.state.name.lower(), seq.epoch, seq.deaths) == (
+                expected.state,
+                expected.epoch,
+                expected.deaths,
+            )
+            assert (self.name(owner.id) if owner else "", seq.copy) == (expected.owner, expected.copy)
+            if seq.row >= 0:
+                assert (seq.kv_len, parts.rows.blocks[seq.row]) == (expected.kv, expected.row)
 
     @invariant()
     def clean(self) -> None:
         assert self.state.check_integrity() == []
 
     def teardown(self) -> None:
-        """Nothing leaks: with every process gone and the cache dropped, all is free."""
+        """Nothing leaks: with every process gone, every orphan given up and the cache dropped, all is free."""
         for worker in self.workers.values():
             self.state.lose(worker.session, self.tick())
         for session in self.state.sessions():
             self.state.dead(session.id)
+        self.state.expire(self.tick(), orphan_ttl_ns=0)
+        self.state.expire(self.tick(), ttl_ns=0, orphan_ttl_ns=0)
+        assert self.state.live_sequences == 0
         self.state.flush()
         assert self.state.counts().free == BLOCKS
         assert self.state.check_integrity() == []
@@ -177,7 +156,18 @@ class PoolMachine(RuleBasedStateMachine):
             else:
                 expected.append((name, Granted(blocks=self.refs(what))))
                 self.workers[name].float += self.refs(what)
+        expected += [(name, Retry(sequence=sequence_id(n))) for name, n in self.model.retry()]
         assert [(self.name(session), reply) for session, reply in said] == expected
+
+    def check_outbox(self) -> None:
+        self.check_unasked([(o.session, o.reply) for o in self.state.outbox()])
+
+    def numbers(self) -> list[int]:
+        return [int.from_bytes(s, "big") for s in self.state._parts.sequences.by_id]
+
+    def by_slot(self) -> list[str]:
+        """Starving sessions are served in the order of their records."""
+        return [self.name(session.id) for session in self.state._parts.sessions.slots if session]
 
     def ask(self, name: str, count: int, starving: bool) -> None:
         worker = self.workers[name]
@@ -196,6 +186,13 @@ class PoolMachine(RuleBasedStateMachine):
             return None
         blocks, worker.float = worker.float[:need], worker.float[need:]
         return blocks
+
+    def begin(self, number: int) -> None:
+        """The copy order of a running sequence is executed before what needs it."""
+        seq = self.model.seqs[number]
+        if self.model.pending(seq) and (number, seq.epoch) not in self.copied:
+            self.memory.copy(*seq.copy)
+            self.copied.add((number, seq.epoch))
 
     def compute(self, seq: Seq, tokens: list[int], kv: int, blocks: list[BlockRef]) -> None:
         """A step writes the slots from the sequence's committed ones up to `kv`: in blocks that are nobody else's."""

@@ -11,20 +11,25 @@ from dataclasses import replace
 
 from compute.ledger import Held, Ledger
 from compute.plan import UNKNOWN, CopyOrder, RowResult, StepPlan, StepResult, StepRow
+from compute.reconcile import answer, by_sequence, given_up
 from compute.request import Request, SamplingParams, StopRules
 from compute.scheduler import Limits, Outcome, Rejection, Scheduler, TokenEvent
 from kvmanager.layout import Geometry, MetaLayout, PoolSpec
 from kvmanager.messages import (
     Acked,
     Commit,
+    Fenced,
     FinishReason,
+    Grant,
     Granted,
     Numbered,
     Opened,
+    OpenOrAdopt,
     Refusal,
     Refused,
     Release,
     Reply,
+    Retry,
     Revoke,
     SequenceId,
     SessionId,
@@ -125,6 +130,7 @@ class Pair:
         max_tokens: int = 16,
         beside: "Pair | None" = None,
         depth: int = 1,
+        prefix_caching: bool = True,
     ) -> None:
         """`beside`: another worker of the same pool, made with the same numbers. `depth`: most steps on their way."""
         self.depth = depth
@@ -138,6 +144,7 @@ class Pair:
             num_blocks=num_blocks,
             eos_ids=frozenset({EOS}),
             vocab_size=VOCAB,
+            prefix_caching=prefix_caching,
         )
         spec = PoolSpec(
             name="pool",
@@ -173,6 +180,7 @@ class Pair:
         self.plans: list[StepPlan] = []
         self.refusals: list[Refusal] = []
         self.max_float = 0
+        self.lost = False
         self.failing: set[SequenceId] = set()  # their rows come back with an error
 
     # ---------------------------------------------------------------------------------- the worker's side
@@ -232,21 +240,31 @@ class Pair:
     def _say(self, outcome: Outcome) -> None:
         if outcome.commit is not None:
             self._send(outcome.commit, outcome.events)
-        else:
+        elif not self.ledger.follow(outcome.events):
             self.shown.extend(outcome.events)
         if outcome.release is not None:
             self._send(outcome.release)
+        for ref, rejection in ((one.ref, one.rejection) for one in outcome.handed_over):
+            if ref.epoch:
+                self._send(Fenced(sequence=ref.sequence, epoch=ref.epoch), rejections=(rejection,))
+            else:
+                self.rejected.append(rejection)
         self.rejected.extend(outcome.rejections)
 
-    def _send(self, message: Numbered, events: Sequence[TokenEvent] = ()) -> None:
+    def _send(
+        self,
+        message: Numbered,
+        events: Sequence[TokenEvent] = (),
+        rejections: Sequence[Rejection] = (),
+    ) -> None:
         self.number += 1
-        self.ledger.sent(Held(self.number, message, events=events))
+        self.ledger.sent(Held(self.number, message, events=events, rejections=rejections))
         self.up.append((self.number, message))
 
     # ------------------------------------------------------------------------------------------- the link
 
     def deliver(self, up: int = 1000, down: int = 1000) -> None:
-        for _ in range(min(up, len(self.up))):
+        for _ in range(0 if self.lost else min(up, len(self.up))):
             number, message = self.up.popleft()
             self.sent[number] = message
             for outgoing in self.state.apply(self.session, number, message, self.now):
@@ -263,8 +281,9 @@ class Pair:
             case Acked():
                 message = self.sent[number]
                 self.refusals.extend(reply.refusals)
-                assert isinstance(message, Commit | Release)
-                self.scheduler.acked(message, reply.refusals, reply.granted)
+                if not isinstance(message, OpenOrAdopt):  # whose answer was lost
+                    assert isinstance(message, Commit | Release | Fenced)
+                    self.scheduler.acked(message, reply.refusals, reply.granted)
             case Granted() if number:
                 self.scheduler.granted(reply, self.now)
             case Granted():
@@ -277,8 +296,38 @@ class Pair:
                 self.scheduler.refused(reply, self.now)
             case Revoke():
                 self.scheduler.revoke(reply.sequence, reply.epoch, self.now)
+            case Retry():
+                self.scheduler.retry(reply.sequence)
             case _:
                 raise AssertionError(reply)
+
+    def restart_daemon(self) -> None:
+        """It dies, and all that was on its way with it; another one goes on with its metadata, and this worker
+        attaches again as the link does."""
+        self.state = KvState.recover(bytearray(self.state._parts.store.raw), self.now)
+        self.up.clear()
+        self.down.clear()
+        applied, holdings = self.state.number_of(self.session), self.state.holdings(self.session)
+        settled, again = [one for one in self.ledger if one.number <= applied], []
+        given = given_up(one.message for one in settled)
+        for one in settled:
+            if isinstance(one.message, OpenOrAdopt):
+                again.append(one.message)
+            lost = answer(one.message, by_sequence(holdings), given)
+            self._hear(one.number, Granted(blocks=()) if isinstance(one.message, Grant) else lost)
+        self.scheduler.reconcile(holdings.blocks)
+        self.up.extend((one.number, one.message) for one in self.ledger)
+        for message in again:
+            self._send(message)
+
+    def die(self, *, proven: bool = False) -> None:
+        """What it says from now on is for nobody; its steps may still write."""
+        self.state.lose(self.session, self.now)
+        if proven:
+            self.state.dead(self.session)
+        self.up.clear()
+        self.down.clear()
+        self.lost = True
 
     # --------------------------------------------------------------------------------------------- results
 

@@ -1,36 +1,21 @@
-"""Random but legal workers on one pool's state: they open, write, fork, close, die and write late."""
+"""Random but legal workers on one pool's state: they open, write, fork, close, die, write late and adopt."""
 
-import random
+from collections.abc import Sequence
 from dataclasses import replace
 
-from kvmanager.layout import Buffer
-from kvmanager.messages import CommitEntry, FinishReason, Granted, Opened, Reply, Revoke, SessionId
-from kvmanager.prefix import Hash, sha256
-from kvmanager.state import KvState
-from kvmanager.store import Hook
-from tests.support.kv import Worker, buffer_for, pool_spec, sequence_id
-from tests.support.ledger import Ledger, Row
+from kvmanager.messages import CommitEntry, FinishReason, Opened, OpenKind, Wait
+from tests.support.crew import SPEC, Crew
+from tests.support.kv import Worker, sequence_id
+from tests.support.ledger import Row
 
-SPEC = pool_spec(48, 2, max_model_len=40, max_num_seqs=8)
 CHECK_EVERY = 1000  # calls, of the metadata
 COMPARE_EVERY = 3  # calls, of all slots and references; those of the row at hand at each commit
 
 
-class Storm:
-    """The ledger holds what must be true; this decides what happens next."""
+class Storm(Crew):
+    """Decides what happens next."""
 
-    def __init__(
-        self, seed: int, buffer: Buffer | None = None, hook: Hook | None = None, digest: Hash = sha256
-    ) -> None:
-        self.random = random.Random(seed)
-        self.state = KvState.create(buffer or buffer_for(SPEC), SPEC, 0, hook=hook, digest=digest)
-        self.ledger = Ledger(self.state)
-        self.running = self.ledger.running
-        self.workers: dict[SessionId, Worker] = {}
-        self.zombies: dict[SessionId, list[tuple[int, int]]] = {}  # what a lost one still writes
-        self.preempted: dict[int, Row] = {}
-        self.ended: list[Row] = []  # closed or preempted; steps that name them may be on their way
-        self.born = self.now = self.calls = self.revokes = self.hits = self.forks = self.held_forks = 0
+    calls = 0
 
     def run(self, calls: int) -> None:
         while self.calls < calls:
@@ -42,78 +27,52 @@ class Storm:
             if self.calls % CHECK_EVERY == 0:
                 assert self.state.check_integrity() == []
 
+    @property
+    def evictions(self) -> int:
+        """Of all daemons."""
+        return self.happened["evicted"] + self.state.evictions
+
     def act(self) -> None:
         if len(self.workers) < 2:
             return self.attach()
         worker = self.random.choice(list(self.workers.values()))
         worker.now_ns = self.now
-        mine = [n for n, row in self.running.items() if row.session == worker.session]
+        mine = [n for n, row in self.ledger.running.items() if row.session == worker.session]
         dice = self.random.random()
-        if dice < 0.0005:
-            return self.kill(worker)
-        if dice < 0.01:
-            self.state.evict(self.random.randrange(4))
-            return None
-        if dice < 0.04:
-            self.state.expire(self.now, ttl_ns=500)
-            return None
-        if dice < 0.06:
+        if dice < 0.0205:
+            return self.happen(worker, mine, dice)
+        if dice < 0.05:
+            return self.expire()
+        if dice < 0.07:
             return self.write_late(worker)
-        if dice < 0.18:
+        if dice < 0.11 and self.ledger.orphans:
+            return self.adopt(worker)
+        if dice < 0.19:
             return self.release(worker)
-        if dice < 0.22:
+        if dice < 0.23:
             return self.give_back(worker)
-        if dice < 0.32 or not mine:
+        if dice < 0.33 or not mine:
             return self.open(worker)
-        if dice < 0.42:
+        if dice < 0.43:
             return self.fork(worker)
         if dice < 0.5:
             return self.end(self.random.choice(mine), preempt=self.random.random() < 0.4)
         return self.step(worker, self.random.choice(mine))
 
-    # ------------------------------------------------------------------------------- workers
-
-    def attach(self) -> None:
-        self.born += 1
-        worker = Worker(self.state, f"w{self.born}", self.now)
-        self.workers[worker.session] = worker
-        self.ledger.writable[worker.session] = set()
-
-    def kill(self, worker: Worker) -> None:
-        """What it could write is in quarantine until its end is proven, and it goes on writing there."""
-        session = worker.session
-        del self.workers[session]
-        self.zombies[session] = self.ledger.unfinished(session)
-        mine = {
-            row.number for row in (*self.running.values(), *self.preempted.values()) if row.session == session
-        }
-        assert {sequence_id(n) for n in mine} == set(self.state.lose(session, self.now))
-        name = session.rstrip(b".").decode()
-        quarantined = {block.id for block in self.state.blocks("quarantined") if block.holder == name}
-        assert quarantined == self.ledger.writable[session]
-        self.ledger.lost(session)
-        self.running = self.ledger.running
-        self.preempted = {n: row for n, row in self.preempted.items() if row.session != session}
-        self.ended = [row for row in self.ended if row.session != session]
-        self.hear()
-        self.ledger.check()
-        if len(self.zombies) > 2:
-            self.bury(next(iter(self.zombies)))
-
-    def bury(self, session: SessionId) -> None:
-        """Proof: it will not write again."""
-        del self.zombies[session]
-        assert self.state.dead(session) == len(self.ledger.writable.pop(session))
-        self.hear()
-
-    def write_late(self, worker: Worker) -> None:
-        """A step of a row that has ended, or of a lost worker, is done only now; or a lost worker is gone at last."""
-        for writes in self.zombies.values():
-            self.ledger.late(writes)
-        if self.zombies and self.random.random() < 0.1:
-            self.bury(self.random.choice(list(self.zombies)))
-        blocks = {block for row in self.ended for block in row.blocks}
-        self.ledger.late(w for w in self.ledger.unfinished(worker.session) if w[0] in blocks)
+    def happen(self, worker: Worker, mine: list[int], dice: float) -> None:
+        """What happens seldom."""
+        if dice < 0.001:
+            self.kill(worker)
+        elif dice < 0.0015:
+            self.restart()
+        elif dice < 0.0035 and mine:
+            self.hand_over(worker, self.ledger.running[self.random.choice(mine)])
+        elif dice < 0.004 and (
+            mine := [row for row in self.preempted.values() if row.session == worker.session]
+        ):
+            self.hand_over(worker, self.random.choice(mine))
+        else:
+            self.state.evict(self.random.randrange(4))
 
     # ------------------------------------------------------------------------------- blocks
 
@@ -122,19 +81,6 @@ class Storm:
         worker.grant(count, starving)
         self.ledger.granted(worker.session, worker.float[before:])
         self.listen(worker.unasked)
-
-    def hear(self) -> None:
-        self.listen([(out.session, out.reply) for out in self.state.outbox()])
-
-    def listen(self, said: list[tuple[SessionId, Reply]]) -> None:
-        for session, reply in said:
-            if isinstance(reply, Granted):
-                self.workers[session].float += reply.blocks
-                self.ledger.granted(session, reply.blocks)
-            else:
-                assert isinstance(reply, Revoke)
-                self.revokes += 1
-                self.end(int.from_bytes(reply.sequence, "big"), preempt=True)
 
     def give_back(self, worker: Worker) -> None:
         self.ledger.writable[worker.session] -= {block.id for block in worker.float}
@@ -147,36 +93,91 @@ class Storm:
         return self.random.choice((1, 1, 2))
 
     def open(self, worker: Worker) -> None:
-        again = [n for n, row in self.preempted.items() if row.session == worker.session]
-        if again:
-            number, tokens = again[0], list(self.preempted[again[0]].tokens)
+        again = [row for row in self.preempted.values() if row.session == worker.session]
+        if again and self.random.random() < 0.8:
+            row = self.random.choice(again)
+            self.begin(worker, row.number, list(row.tokens), row.tokens)
         else:
             self.born += 1
-            number, tokens = (
-                self.born,
-                [self.random.choice((1, 1, 1, 2)) for _ in range(self.random.randrange(1, 25))],
-            )
-        reply = worker.start(number, tokens, self.random.randrange(1, 12))
-        if isinstance(reply, Opened):
+            count = self.random.randrange(1, 25)
+            tokens = [self.random.choice((1, 1, 1, 2)) for _ in range(count)]
+            self.begin(worker, self.born, tokens, tokens)
+
+    def begin(self, worker: Worker, number: int, tokens: list[int], told: Sequence[int]) -> None:
+        """A sequence without KV: new, preempted, or an orphan that begins anew. `told`: those of its tokens that the
+        message has."""
+        suspects = self.suspects(worker) if self.deaths[number] else []
+        reply = worker.start(number, told, self.random.randrange(1, 12))
+        if suspects:
+            assert reply == Wait(sequence=sequence_id(number), needed_blocks=0, available_blocks=0)
+        elif isinstance(reply, Opened):
             self.preempted.pop(number, None)
-            self.hits += reply.cached_len > 0
-            row = Row(worker.session, number, reply.epoch, tokens, [b.id for b in reply.blocks], reply.kv_len)
-            self.ledger.opened(row, reply.blocks)
+            if reply.kind != OpenKind.RESUMED:
+                self.untried.add(number)
+            if self.ledger.orphans.pop(number, None):
+                self.since.pop(number)
+            self.happened["hits"] += reply.cached_len > 0
+            self.happened["copies"] += len(reply.copies)
+            blocks = [block.id for block in reply.blocks]
+            row = Row(worker.session, number, reply.epoch, tokens, blocks, reply.kv_len)
+            self.ledger.opened(row, reply.blocks, reply.copies)
+            assert reply.alone == (self.deaths[number] > 0)
+
+    def suspects(self, worker: Worker) -> list[int]:
+        """Those that this worker runs and has not committed anything of, and of which others died, perhaps."""
+        mine = [row.number for row in self.ledger.running.values() if row.session == worker.session]
+        return [number for number in mine if number in self.untried and self.deaths[number]]
+
+    def adopt(self, worker: Worker) -> None:
+        """Asked with the prompt, or with more of the tokens; now and then its last deed."""
+        row = self.random.choice(list(self.ledger.orphans.values()))
+        least = self.state._parts.sequences.by_id[sequence_id(row.number)].prompt_len
+        told = row.tokens[: self.random.randrange(least, len(row.tokens) + 1)]
+        if row.begins_anew:
+            self.begin(worker, row.number, list(row.tokens), told)
+        else:
+            self.take_over(worker, row, told)
+        doomed = 0.4 if self.deaths[row.number] else 0.15
+        if row.number in self.ledger.running and self.random.random() < doomed:
+            self.kill(worker)
+
+    def take_over(self, worker: Worker, row: Row, told: list[int]) -> None:
+        suspects = self.suspects(worker) if self.deaths[row.number] else []
+        reply = worker.start(row.number, told)
+        if suspects or isinstance(reply, Wait):
+            needed = int(not suspects)
+            assert reply == Wait(sequence=sequence_id(row.number), needed_blocks=needed, available_blocks=0)
+            self.happened["waits"] += 1
+            return
+        assert isinstance(reply, Opened)
+        assert reply.kind == OpenKind.ADOPTED
+        assert reply.alone == (self.deaths[row.number] > 0)
+        blocks = [block.id for block in reply.blocks]
+        new = Row(worker.session, row.number, reply.epoch, list(reply.token_ids), blocks, reply.kv_len)
+        self.happened["adopted"] += 1
+        self.happened["tails copied"] += len(reply.copies)
+        self.happened["copied again"] += len(reply.copies) if row.order else 0
+        self.happened["tails kept"] += not reply.copies and reply.kv_len % 2
+        self.ledger.adopted(new, reply.copies)
+        self.untried.add(row.number)
+        del self.since[row.number]
 
     def step(self, worker: Worker, number: int) -> None:
         """A chunk with its first token, or a decode step."""
-        row = self.running[number]
+        row = self.ledger.running[number]
         if len(row.tokens) >= self.state._parts.sequences.by_id[sequence_id(number)].token_capacity:
             return self.end(number, preempt=False)
         need = -(-len(row.tokens) // 2) - len(row.blocks)
         if need > len(worker.float):
             self.ask(worker, need - len(worker.float) + self.random.randrange(3), self.random.random() < 0.8)
-        if number in self.running and need <= len(worker.float):
+        if number in self.ledger.running and need <= len(worker.float):
             entry = worker.entry(number, [self.some_token()])
             self.ledger.compute(row, entry)
             row.append(entry.token_ids)
             assert not worker.commit(entry).refusals
             self.ledger.committed(row, entry)
+            self.untried.discard(number)
+            self.deaths.pop(number, None)
             self.listen(worker.unasked)
         return None
 
@@ -216,8 +217,8 @@ class Storm:
         if not self.told(worker, entry):
             worker.float += entry.blocks
             return
-        self.forks += 1
-        self.held_forks += parent in self.ended
+        self.happened["forks"] += 1
+        self.happened["held forks"] += parent in self.ended
         self.ledger.opened(child, [])
         self.ledger.committed(child, entry)
         self.listen(worker.unasked)
@@ -228,7 +229,7 @@ class Storm:
         token = [self.some_token()]
         entry = worker.fork(self.born, parent.number, base, token, most, parent_epoch=parent.epoch)
         if self.told(worker, replace(entry, finish=FinishReason.STOP)):
-            self.forks += 1
+            self.happened["forks"] += 1
             assert self.state.read_record(sequence_id(self.born)).token_ids == parent.tokens[:base] + token
         self.listen(worker.unasked)
 
@@ -237,17 +238,6 @@ class Storm:
         refused = worker.commit(entry).refusals
         assert all("room" in refusal.message for refusal in refused)
         return not refused
-
-    def end(self, number: int, preempt: bool) -> None:
-        """Closed, or preempted; its row is held until `release`."""
-        row = self.running.pop(number)
-        worker = self.workers[row.session]
-        reason = FinishReason.NONE if preempt else FinishReason.STOP
-        assert not worker.commit(worker.entry(number, preempted=preempt, finish=reason)).refusals
-        if preempt:
-            self.preempted[number] = row
-        self.ended.append(row)
-        self.listen(worker.unasked)
 
     def release(self, worker: Worker) -> None:
         """No step on its way names these rows any more: one, or all that the worker has."""
@@ -259,13 +249,3 @@ class Storm:
             worker.release(row.number, row.epoch)
             self.ledger.released(row)
             self.listen(worker.unasked)
-
-    def stop(self) -> None:
-        """0 leaked: with all workers gone and the cache dropped every block is free."""
-        for worker in list(self.workers.values()):
-            self.kill(worker)
-        for session in list(self.zombies):
-            self.bury(session)
-        self.state.flush()
-        assert self.state.check_integrity() == []
-        assert self.state.counts().free == SPEC.num_blocks

@@ -26,7 +26,7 @@ from holdfast.v1 import generate_pb2 as holdfast_dot_v1_dot_generate__pb2
 from holdfast.v1 import kvmanager_pb2 as holdfast_dot_v1_dot_kvmanager__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19holdfast/v1/compute.proto\x12\x0bholdfast.v1\x1a\x1aholdfast/v1/generate.proto\x1a\x1bholdfast/v1/kvmanager.proto\"e\n\rWorkerRequest\x12%\n\x06submit\x18\x01 \x01(\x0b\x32\x13.holdfast.v1.SubmitH\x00\x12%\n\x06\x63\x61ncel\x18\x02 \x01(\x0b\x32\x13.holdfast.v1.CancelH\x00\x42\x06\n\x04\x62ody\"\xab\x02\n\x06Submit\x12\x10\n\x08sequence\x18\x01 \x01(\x0c\x12\r\n\x05group\x18\x02 \x01(\x0c\x12\r\n\x05index\x18\x03 \x01(\r\x12\t\n\x01n\x18\x04 \x01(\r\x12\x12\n\nrequest_id\x18\x05 \x01(\t\x12\x11\n\ttoken_ids\x18\x06 \x01(\x0c\x12-\n\x08sampling\x18\x07 \x01(\x0b\x32\x1b.holdfast.v1.SamplingParams\x12/\n\x08stopping\x18\x08 \x01(\x0b\x32\x1d.holdfast.v1.StoppingCriteria\x12\x10\n\x08logprobs\x18\t \x01(\r\x12\x17\n\x0fprompt_logprobs\x18\n \x01(\r\x12\x10\n\x08priority\x18\x0b \x01(\x05\x12\x12\n\narrival_ns\x18\x0c \x01(\x04\x12\x0e\n\x06tenant\x18\r \x01(\x0c\"E\n\x06\x43\x61ncel\x12\x10\n\x08sequence\x18\x01 \x01(\x0c\x12)\n\x06reason\x18\x02 \x01(\x0e\x32\x19.holdfast.v1.FinishReason\"g\n\x0bWorkerReply\x12%\n\x06tokens\x18\x01 \x01(\x0b\x32\x13.holdfast.v1.TokensH\x00\x12)\n\x08rejected\x18\x02 \x01(\x0b\x32\x15.holdfast.v1.RejectedH\x00\x42\x06\n\x04\x62ody\"A\n\x06Tokens\x12\x0c\n\x04step\x18\x01 \x01(\x04\x12)\n\x07\x65ntries\x18\x02 \x03(\x0b\x32\x18.holdfast.v1.TokensEntry\"\xdd\x02\n\x0bTokensEntry\x12\x10\n\x08sequence\x18\x01 \x01(\x0c\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x16\n\x0e\x66irst_position\x18\x03 \x01(\r\x12\x11\n\ttoken_ids\x18\x04 \x01(\x0c\x12+\n\x08logprobs\x18\x05 \x03(\x0b\x32\x19.holdfast.v1.TokenLogprob\x12\x32\n\x0fprompt_logprobs\x18\x06 \x03(\x0b\x32\x19.holdfast.v1.TokenLogprob\x12)\n\x06\x66inish\x18\x07 \x01(\x0e\x32\x19.holdfast.v1.FinishReason\x12\x15\n\rstop_token_id\x18\x08 \x01(\r\x12\x18\n\x10stopped_by_token\x18\t \x01(\x08\x12\x15\n\rcached_tokens\x18\n \x01(\r\x12\x15\n\rqueue_seconds\x18\x0b \x01(\x01\x12\x17\n\x0fstalled_seconds\x18\x0c \x01(\x01\"?\n\x08Rejected\x12\x10\n\x08sequence\x18\x01 \x01(\x0c\x12!\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x12.holdfast.v1.Errorb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19holdfast/v1/compute.proto\x12\x0bholdfast.v1\x1a\x1aholdfast/v1/generate.proto\x1a\x1bholdfast/v1/kvmanager.proto\"e\n\rWorkerRequest\x12%\n\x06submit\x18\x01 \x01(\x0b\x32\x13.holdfast.v1.SubmitH\x00\x12%\n\x06\x63\x61ncel\x18\x02 \x01(\x0b\x32\x13.holdfast.v1.CancelH\x00\x42\x06\n\x04\x62ody\"\xce\x02\n\x06Submit\x12\x10\n\x08sequence\x18\x01 \x01(\x0c\x12\r\n\x05group\x18\x02 \x01(\x0c\x12\r\n\x05index\x18\x03 \x01(\r\x12\t\n\x01n\x18\x04 \x01(\r\x12\x12\n\nrequest_id\x18\x05 \x01(\t\x12\x11\n\ttoken_ids\x18\x06 \x01(\x0c\x12-\n\x08sampling\x18\x07 \x01(\x0b\x32\x1b.holdfast.v1.SamplingParams\x12/\n\x08stopping\x18\x08 \x01(\x0b\x32\x1d.holdfast.v1.StoppingCriteria\x12\x10\n\x08logprobs\x18\t \x01(\r\x12\x17\n\x0fprompt_logprobs\x18\n \x01(\r\x12\x10\n\x08priority\x18\x0b \x01(\x05\x12\x12\n\narrival_ns\x18\x0c \x01(\x04\x12\x0e\n\x06tenant\x18\r \x01(\x0c\x12\r\n\x05\x61\x64opt\x18\x14 \x01(\x08\x12\x12\n\noutput_ids\x18\x15 \x01(\x0c\"E\n\x06\x43\x61ncel\x12\x10\n\x08sequence\x18\x01 \x01(\x0c\x12)\n\x06reason\x18\x02 \x01(\x0e\x32\x19.holdfast.v1.FinishReason\"g\n\x0bWorkerReply\x12%\n\x06tokens\x18\x01 \x01(\x0b\x32\x13.holdfast.v1.TokensH\x00\x12)\n\x08rejected\x18\x02 \x01(\x0b\x32\x15.holdfast.v1.RejectedH\x00\x42\x06\n\x04\x62ody\"A\n\x06Tokens\x12\x0c\n\x04step\x18\x01 \x01(\x04\x12)\n\x07\x65ntries\x18\x02 \x03(\x0b\x32\x18.holdfast.v1.TokensEntry\"\xdd\x02\n\x0bTokensEntry\x12\x10\n\x08sequence\x18\x01 \x01(\x0c\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x16\n\x0e\x66irst_position\x18\x03 \x01(\r\x12\x11\n\ttoken_ids\x18\x04 \x01(\x0c\x12+\n\x08logprobs\x18\x05 \x03(\x0b\x32\x19.holdfast.v1.TokenLogprob\x12\x32\n\x0fprompt_logprobs\x18\x06 \x03(\x0b\x32\x19.holdfast.v1.TokenLogprob\x12)\n\x06\x66inish\x18\x07 \x01(\x0e\x32\x19.holdfast.v1.FinishReason\x12\x15\n\rstop_token_id\x18\x08 \x01(\r\x12\x18\n\x10stopped_by_token\x18\t \x01(\x08\x12\x15\n\rcached_tokens\x18\n \x01(\r\x12\x15\n\rqueue_seconds\x18\x0b \x01(\x01\x12\x17\n\x0fstalled_seconds\x18\x0c \x01(\x01\"?\n\x08Rejected\x12\x10\n\x08sequence\x18\x01 \x01(\x0c\x12!\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x12.holdfast.v1.Errorb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,15 +36,15 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_WORKERREQUEST']._serialized_start=99
   _globals['_WORKERREQUEST']._serialized_end=200
   _globals['_SUBMIT']._serialized_start=203
-  _globals['_SUBMIT']._serialized_end=502
-  _globals['_CANCEL']._serialized_start=504
-  _globals['_CANCEL']._serialized_end=573
-  _globals['_WORKERREPLY']._serialized_start=575
-  _globals['_WORKERREPLY']._serialized_end=678
-  _globals['_TOKENS']._serialized_start=680
-  _globals['_TOKENS']._serialized_end=745
-  _globals['_TOKENSENTRY']._serialized_start=748
-  _globals['_TOKENSENTRY']._serialized_end=1097
-  _globals['_REJECTED']._serialized_start=1099
-  _globals['_REJECTED']._serialized_end=1162
+  _globals['_SUBMIT']._serialized_end=537
+  _globals['_CANCEL']._serialized_start=539
+  _globals['_CANCEL']._serialized_end=608
+  _globals['_WORKERREPLY']._serialized_start=610
+  _globals['_WORKERREPLY']._serialized_end=713
+  _globals['_TOKENS']._serialized_start=715
+  _globals['_TOKENS']._serialized_end=780
+  _globals['_TOKENSENTRY']._serialized_start=783
+  _globals['_TOKENSENTRY']._serialized_end=1132
+  _globals['_REJECTED']._serialized_start=1134
+  _globals['_REJECTED']._serialized_end=1197
 # @@protoc_insertion_point(module_scope)

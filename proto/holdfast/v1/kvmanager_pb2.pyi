@@ -154,7 +154,7 @@ class AttachReply(_message.Message):
     def __init__(self, attached: _Optional[_Union[Attached, _Mapping]] = ..., error: _Optional[_Union[Error, _Mapping]] = ...) -> None: ...
 
 class Attached(_message.Message):
-    __slots__ = ("session", "boot_epoch", "pool", "num_blocks", "pool_bytes", "metadata_bytes", "nonce", "exporter", "allocation_bytes")
+    __slots__ = ("session", "boot_epoch", "pool", "num_blocks", "pool_bytes", "metadata_bytes", "nonce", "exporter", "allocation_bytes", "number")
     SESSION_FIELD_NUMBER: _ClassVar[int]
     BOOT_EPOCH_FIELD_NUMBER: _ClassVar[int]
     POOL_FIELD_NUMBER: _ClassVar[int]
@@ -164,6 +164,7 @@ class Attached(_message.Message):
     NONCE_FIELD_NUMBER: _ClassVar[int]
     EXPORTER_FIELD_NUMBER: _ClassVar[int]
     ALLOCATION_BYTES_FIELD_NUMBER: _ClassVar[int]
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
     session: bytes
     boot_epoch: int
     pool: str
@@ -173,10 +174,11 @@ class Attached(_message.Message):
     nonce: bytes
     exporter: str
     allocation_bytes: int
-    def __init__(self, session: _Optional[bytes] = ..., boot_epoch: _Optional[int] = ..., pool: _Optional[str] = ..., num_blocks: _Optional[int] = ..., pool_bytes: _Optional[int] = ..., metadata_bytes: _Optional[int] = ..., nonce: _Optional[bytes] = ..., exporter: _Optional[str] = ..., allocation_bytes: _Optional[int] = ...) -> None: ...
+    number: int
+    def __init__(self, session: _Optional[bytes] = ..., boot_epoch: _Optional[int] = ..., pool: _Optional[str] = ..., num_blocks: _Optional[int] = ..., pool_bytes: _Optional[int] = ..., metadata_bytes: _Optional[int] = ..., nonce: _Optional[bytes] = ..., exporter: _Optional[str] = ..., allocation_bytes: _Optional[int] = ..., number: _Optional[int] = ...) -> None: ...
 
 class DaemonRequest(_message.Message):
-    __slots__ = ("session", "boot_epoch", "number", "grant", "open_or_adopt", "commit", "release", "fenced", "holdings", "heartbeat", "hello", "snapshot", "read_record", "status", "list", "describe", "fsck", "flush", "evict", "pin", "unpin", "drain", "undrain", "delete_pool")
+    __slots__ = ("session", "boot_epoch", "number", "grant", "open_or_adopt", "commit", "release", "fenced", "holdings", "heartbeat", "hello", "snapshot", "read_record", "find_request", "status", "list", "describe", "fsck", "flush", "evict", "pin", "unpin", "drain", "undrain", "delete_pool")
     SESSION_FIELD_NUMBER: _ClassVar[int]
     BOOT_EPOCH_FIELD_NUMBER: _ClassVar[int]
     NUMBER_FIELD_NUMBER: _ClassVar[int]
@@ -190,6 +192,7 @@ class DaemonRequest(_message.Message):
     HELLO_FIELD_NUMBER: _ClassVar[int]
     SNAPSHOT_FIELD_NUMBER: _ClassVar[int]
     READ_RECORD_FIELD_NUMBER: _ClassVar[int]
+    FIND_REQUEST_FIELD_NUMBER: _ClassVar[int]
     STATUS_FIELD_NUMBER: _ClassVar[int]
     LIST_FIELD_NUMBER: _ClassVar[int]
     DESCRIBE_FIELD_NUMBER: _ClassVar[int]
@@ -214,6 +217,7 @@ class DaemonRequest(_message.Message):
     hello: Hello
     snapshot: SnapshotRequest
     read_record: ReadRecord
+    find_request: FindRequest
     status: StatusRequest
     list: ListRequest
     describe: DescribeRequest
@@ -225,10 +229,10 @@ class DaemonRequest(_message.Message):
     drain: DrainRequest
     undrain: UndrainRequest
     delete_pool: DeletePoolRequest
-    def __init__(self, session: _Optional[bytes] = ..., boot_epoch: _Optional[int] = ..., number: _Optional[int] = ..., grant: _Optional[_Union[Grant, _Mapping]] = ..., open_or_adopt: _Optional[_Union[OpenOrAdopt, _Mapping]] = ..., commit: _Optional[_Union[Commit, _Mapping]] = ..., release: _Optional[_Union[Release, _Mapping]] = ..., fenced: _Optional[_Union[Fenced, _Mapping]] = ..., holdings: _Optional[_Union[HoldingsRequest, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., hello: _Optional[_Union[Hello, _Mapping]] = ..., snapshot: _Optional[_Union[SnapshotRequest, _Mapping]] = ..., read_record: _Optional[_Union[ReadRecord, _Mapping]] = ..., status: _Optional[_Union[StatusRequest, _Mapping]] = ..., list: _Optional[_Union[ListRequest, _Mapping]] = ..., describe: _Optional[_Union[DescribeRequest, _Mapping]] = ..., fsck: _Optional[_Union[FsckRequest, _Mapping]] = ..., flush: _Optional[_Union[FlushRequest, _Mapping]] = ..., evict: _Optional[_Union[EvictRequest, _Mapping]] = ..., pin: _Optional[_Union[PinRequest, _Mapping]] = ..., unpin: _Optional[_Union[UnpinRequest, _Mapping]] = ..., drain: _Optional[_Union[DrainRequest, _Mapping]] = ..., undrain: _Optional[_Union[UndrainRequest, _Mapping]] = ..., delete_pool: _Optional[_Union[DeletePoolRequest, _Mapping]] = ...) -> None: ...
+    def __init__(self, session: _Optional[bytes] = ..., boot_epoch: _Optional[int] = ..., number: _Optional[int] = ..., grant: _Optional[_Union[Grant, _Mapping]] = ..., open_or_adopt: _Optional[_Union[OpenOrAdopt, _Mapping]] = ..., commit: _Optional[_Union[Commit, _Mapping]] = ..., release: _Optional[_Union[Release, _Mapping]] = ..., fenced: _Optional[_Union[Fenced, _Mapping]] = ..., holdings: _Optional[_Union[HoldingsRequest, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., hello: _Optional[_Union[Hello, _Mapping]] = ..., snapshot: _Optional[_Union[SnapshotRequest, _Mapping]] = ..., read_record: _Optional[_Union[ReadRecord, _Mapping]] = ..., find_request: _Optional[_Union[FindRequest, _Mapping]] = ..., status: _Optional[_Union[StatusRequest, _Mapping]] = ..., list: _Optional[_Union[ListRequest, _Mapping]] = ..., describe: _Optional[_Union[DescribeRequest, _Mapping]] = ..., fsck: _Optional[_Union[FsckRequest, _Mapping]] = ..., flush: _Optional[_Union[FlushRequest, _Mapping]] = ..., evict: _Optional[_Union[EvictRequest, _Mapping]] = ..., pin: _Optional[_Union[PinRequest, _Mapping]] = ..., unpin: _Optional[_Union[UnpinRequest, _Mapping]] = ..., drain: _Optional[_Union[DrainRequest, _Mapping]] = ..., undrain: _Optional[_Union[UndrainRequest, _Mapping]] = ..., delete_pool: _Optional[_Union[DeletePoolRequest, _Mapping]] = ...) -> None: ...
 
 class DaemonReply(_message.Message):
-    __slots__ = ("boot_epoch", "number", "error", "acked", "granted", "opened", "wait", "refused", "revoke", "drain", "handover", "holdings", "snapshot", "record", "status", "list", "describe", "fsck", "flush", "evict", "pin", "unpin", "drained", "undrained", "deleted_pool")
+    __slots__ = ("boot_epoch", "number", "error", "acked", "granted", "opened", "wait", "refused", "revoke", "drain", "handover", "holdings", "resume", "snapshot", "record", "found_request", "retry", "status", "list", "describe", "fsck", "flush", "evict", "pin", "unpin", "drained", "undrained", "deleted_pool")
     BOOT_EPOCH_FIELD_NUMBER: _ClassVar[int]
     NUMBER_FIELD_NUMBER: _ClassVar[int]
     ERROR_FIELD_NUMBER: _ClassVar[int]
@@ -241,8 +245,11 @@ class DaemonReply(_message.Message):
     DRAIN_FIELD_NUMBER: _ClassVar[int]
     HANDOVER_FIELD_NUMBER: _ClassVar[int]
     HOLDINGS_FIELD_NUMBER: _ClassVar[int]
+    RESUME_FIELD_NUMBER: _ClassVar[int]
     SNAPSHOT_FIELD_NUMBER: _ClassVar[int]
     RECORD_FIELD_NUMBER: _ClassVar[int]
+    FOUND_REQUEST_FIELD_NUMBER: _ClassVar[int]
+    RETRY_FIELD_NUMBER: _ClassVar[int]
     STATUS_FIELD_NUMBER: _ClassVar[int]
     LIST_FIELD_NUMBER: _ClassVar[int]
     DESCRIBE_FIELD_NUMBER: _ClassVar[int]
@@ -266,8 +273,11 @@ class DaemonReply(_message.Message):
     drain: Drain
     handover: Handover
     holdings: Holdings
+    resume: Resume
     snapshot: Snapshot
     record: Record
+    found_request: FoundRequest
+    retry: Retry
     status: Status
     list: ListReply
     describe: DescribeReply
@@ -279,7 +289,7 @@ class DaemonReply(_message.Message):
     drained: DrainReply
     undrained: UndrainReply
     deleted_pool: DeletePoolReply
-    def __init__(self, boot_epoch: _Optional[int] = ..., number: _Optional[int] = ..., error: _Optional[_Union[Error, _Mapping]] = ..., acked: _Optional[_Union[Acked, _Mapping]] = ..., granted: _Optional[_Union[Granted, _Mapping]] = ..., opened: _Optional[_Union[Opened, _Mapping]] = ..., wait: _Optional[_Union[Wait, _Mapping]] = ..., refused: _Optional[_Union[Refused, _Mapping]] = ..., revoke: _Optional[_Union[Revoke, _Mapping]] = ..., drain: _Optional[_Union[Drain, _Mapping]] = ..., handover: _Optional[_Union[Handover, _Mapping]] = ..., holdings: _Optional[_Union[Holdings, _Mapping]] = ..., snapshot: _Optional[_Union[Snapshot, _Mapping]] = ..., record: _Optional[_Union[Record, _Mapping]] = ..., status: _Optional[_Union[Status, _Mapping]] = ..., list: _Optional[_Union[ListReply, _Mapping]] = ..., describe: _Optional[_Union[DescribeReply, _Mapping]] = ..., fsck: _Optional[_Union[FsckReply, _Mapping]] = ..., flush: _Optional[_Union[FlushReply, _Mapping]] = ..., evict: _Optional[_Union[EvictReply, _Mapping]] = ..., pin: _Optional[_Union[PinReply, _Mapping]] = ..., unpin: _Optional[_Union[UnpinReply, _Mapping]] = ..., drained: _Optional[_Union[DrainReply, _Mapping]] = ..., undrained: _Optional[_Union[UndrainReply, _Mapping]] = ..., deleted_pool: _Optional[_Union[DeletePoolReply, _Mapping]] = ...) -> None: ...
+    def __init__(self, boot_epoch: _Optional[int] = ..., number: _Optional[int] = ..., error: _Optional[_Union[Error, _Mapping]] = ..., acked: _Optional[_Union[Acked, _Mapping]] = ..., granted: _Optional[_Union[Granted, _Mapping]] = ..., opened: _Optional[_Union[Opened, _Mapping]] = ..., wait: _Optional[_Union[Wait, _Mapping]] = ..., refused: _Optional[_Union[Refused, _Mapping]] = ..., revoke: _Optional[_Union[Revoke, _Mapping]] = ..., drain: _Optional[_Union[Drain, _Mapping]] = ..., handover: _Optional[_Union[Handover, _Mapping]] = ..., holdings: _Optional[_Union[Holdings, _Mapping]] = ..., resume: _Optional[_Union[Resume, _Mapping]] = ..., snapshot: _Optional[_Union[Snapshot, _Mapping]] = ..., record: _Optional[_Union[Record, _Mapping]] = ..., found_request: _Optional[_Union[FoundRequest, _Mapping]] = ..., retry: _Optional[_Union[Retry, _Mapping]] = ..., status: _Optional[_Union[Status, _Mapping]] = ..., list: _Optional[_Union[ListReply, _Mapping]] = ..., describe: _Optional[_Union[DescribeReply, _Mapping]] = ..., fsck: _Optional[_Union[FsckReply, _Mapping]] = ..., flush: _Optional[_Union[FlushReply, _Mapping]] = ..., evict: _Optional[_Union[EvictReply, _Mapping]] = ..., pin: _Optional[_Union[PinReply, _Mapping]] = ..., unpin: _Optional[_Union[UnpinReply, _Mapping]] = ..., drained: _Optional[_Union[DrainReply, _Mapping]] = ..., undrained: _Optional[_Union[UndrainReply, _Mapping]] = ..., deleted_pool: _Optional[_Union[DeletePoolReply, _Mapping]] = ...) -> None: ...
 
 class Grant(_message.Message):
     __slots__ = ("count", "starving")
@@ -294,7 +304,7 @@ class Hello(_message.Message):
     def __init__(self) -> None: ...
 
 class OpenOrAdopt(_message.Message):
-    __slots__ = ("sequence", "group", "index", "request", "token_ids", "max_tokens", "priority", "arrival_ns", "tenant", "bypass_prefix", "request_id")
+    __slots__ = ("sequence", "group", "index", "request", "token_ids", "max_tokens", "priority", "arrival_ns", "tenant", "bypass_prefix", "request_id", "prompt_len", "no_cache")
     SEQUENCE_FIELD_NUMBER: _ClassVar[int]
     GROUP_FIELD_NUMBER: _ClassVar[int]
     INDEX_FIELD_NUMBER: _ClassVar[int]
@@ -306,6 +316,8 @@ class OpenOrAdopt(_message.Message):
     TENANT_FIELD_NUMBER: _ClassVar[int]
     BYPASS_PREFIX_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_LEN_FIELD_NUMBER: _ClassVar[int]
+    NO_CACHE_FIELD_NUMBER: _ClassVar[int]
     sequence: bytes
     group: bytes
     index: int
@@ -317,7 +329,9 @@ class OpenOrAdopt(_message.Message):
     tenant: bytes
     bypass_prefix: bool
     request_id: str
-    def __init__(self, sequence: _Optional[bytes] = ..., group: _Optional[bytes] = ..., index: _Optional[int] = ..., request: _Optional[bytes] = ..., token_ids: _Optional[bytes] = ..., max_tokens: _Optional[int] = ..., priority: _Optional[int] = ..., arrival_ns: _Optional[int] = ..., tenant: _Optional[bytes] = ..., bypass_prefix: _Optional[bool] = ..., request_id: _Optional[str] = ...) -> None: ...
+    prompt_len: int
+    no_cache: bool
+    def __init__(self, sequence: _Optional[bytes] = ..., group: _Optional[bytes] = ..., index: _Optional[int] = ..., request: _Optional[bytes] = ..., token_ids: _Optional[bytes] = ..., max_tokens: _Optional[int] = ..., priority: _Optional[int] = ..., arrival_ns: _Optional[int] = ..., tenant: _Optional[bytes] = ..., bypass_prefix: _Optional[bool] = ..., request_id: _Optional[str] = ..., prompt_len: _Optional[int] = ..., no_cache: _Optional[bool] = ...) -> None: ...
 
 class Commit(_message.Message):
     __slots__ = ("step", "entries")
@@ -404,12 +418,8 @@ class Fenced(_message.Message):
     def __init__(self, sequence: _Optional[bytes] = ..., epoch: _Optional[int] = ...) -> None: ...
 
 class HoldingsRequest(_message.Message):
-    __slots__ = ("page_size", "page_token")
-    PAGE_SIZE_FIELD_NUMBER: _ClassVar[int]
-    PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
-    page_size: int
-    page_token: str
-    def __init__(self, page_size: _Optional[int] = ..., page_token: _Optional[str] = ...) -> None: ...
+    __slots__ = ()
+    def __init__(self) -> None: ...
 
 class Heartbeat(_message.Message):
     __slots__ = ("state", "step", "bound_ms", "busy", "running", "waiting", "float_blocks", "tokens_per_second", "steps_waited", "wait_p99_ms", "preemptions", "replayed", "reprefilled", "prompt_tokens", "generation_tokens")
@@ -470,7 +480,7 @@ class Granted(_message.Message):
     def __init__(self, blocks: _Optional[bytes] = ...) -> None: ...
 
 class Opened(_message.Message):
-    __slots__ = ("sequence", "epoch", "kind", "recorded_len", "kv_len", "blocks", "copies", "token_ids", "cached_len")
+    __slots__ = ("sequence", "epoch", "kind", "recorded_len", "kv_len", "blocks", "copies", "token_ids", "cached_len", "lost_len", "alone")
     SEQUENCE_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     KIND_FIELD_NUMBER: _ClassVar[int]
@@ -480,6 +490,8 @@ class Opened(_message.Message):
     COPIES_FIELD_NUMBER: _ClassVar[int]
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     CACHED_LEN_FIELD_NUMBER: _ClassVar[int]
+    LOST_LEN_FIELD_NUMBER: _ClassVar[int]
+    ALONE_FIELD_NUMBER: _ClassVar[int]
     sequence: bytes
     epoch: int
     kind: OpenKind
@@ -489,7 +501,9 @@ class Opened(_message.Message):
     copies: _containers.RepeatedCompositeFieldContainer[CopyOrder]
     token_ids: bytes
     cached_len: int
-    def __init__(self, sequence: _Optional[bytes] = ..., epoch: _Optional[int] = ..., kind: _Optional[_Union[OpenKind, str]] = ..., recorded_len: _Optional[int] = ..., kv_len: _Optional[int] = ..., blocks: _Optional[bytes] = ..., copies: _Optional[_Iterable[_Union[CopyOrder, _Mapping]]] = ..., token_ids: _Optional[bytes] = ..., cached_len: _Optional[int] = ...) -> None: ...
+    lost_len: int
+    alone: bool
+    def __init__(self, sequence: _Optional[bytes] = ..., epoch: _Optional[int] = ..., kind: _Optional[_Union[OpenKind, str]] = ..., recorded_len: _Optional[int] = ..., kv_len: _Optional[int] = ..., blocks: _Optional[bytes] = ..., copies: _Optional[_Iterable[_Union[CopyOrder, _Mapping]]] = ..., token_ids: _Optional[bytes] = ..., cached_len: _Optional[int] = ..., lost_len: _Optional[int] = ..., alone: _Optional[bool] = ...) -> None: ...
 
 class CopyOrder(_message.Message):
     __slots__ = ("source", "destination", "slots")
@@ -502,14 +516,22 @@ class CopyOrder(_message.Message):
     def __init__(self, source: _Optional[bytes] = ..., destination: _Optional[bytes] = ..., slots: _Optional[int] = ...) -> None: ...
 
 class Wait(_message.Message):
-    __slots__ = ("sequence", "needed_blocks", "available_blocks")
+    __slots__ = ("sequence", "needed_blocks", "available_blocks", "for_prefix")
     SEQUENCE_FIELD_NUMBER: _ClassVar[int]
     NEEDED_BLOCKS_FIELD_NUMBER: _ClassVar[int]
     AVAILABLE_BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    FOR_PREFIX_FIELD_NUMBER: _ClassVar[int]
     sequence: bytes
     needed_blocks: int
     available_blocks: int
-    def __init__(self, sequence: _Optional[bytes] = ..., needed_blocks: _Optional[int] = ..., available_blocks: _Optional[int] = ...) -> None: ...
+    for_prefix: bool
+    def __init__(self, sequence: _Optional[bytes] = ..., needed_blocks: _Optional[int] = ..., available_blocks: _Optional[int] = ..., for_prefix: _Optional[bool] = ...) -> None: ...
+
+class Retry(_message.Message):
+    __slots__ = ("sequence",)
+    SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    sequence: bytes
+    def __init__(self, sequence: _Optional[bytes] = ...) -> None: ...
 
 class Refused(_message.Message):
     __slots__ = ("sequence", "error")
@@ -532,26 +554,40 @@ class Drain(_message.Message):
     def __init__(self) -> None: ...
 
 class Handover(_message.Message):
-    __slots__ = ("worker_id",)
-    WORKER_ID_FIELD_NUMBER: _ClassVar[int]
-    worker_id: str
-    def __init__(self, worker_id: _Optional[str] = ...) -> None: ...
+    __slots__ = ()
+    def __init__(self) -> None: ...
 
 class Holdings(_message.Message):
-    __slots__ = ("sequences", "blocks", "next_page_token")
-    SEQUENCES_FIELD_NUMBER: _ClassVar[int]
+    __slots__ = ("blocks", "sequences")
     BLOCKS_FIELD_NUMBER: _ClassVar[int]
-    NEXT_PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
-    sequences: _containers.RepeatedCompositeFieldContainer[SequenceRef]
+    SEQUENCES_FIELD_NUMBER: _ClassVar[int]
     blocks: bytes
-    next_page_token: str
-    def __init__(self, sequences: _Optional[_Iterable[_Union[SequenceRef, _Mapping]]] = ..., blocks: _Optional[bytes] = ..., next_page_token: _Optional[str] = ...) -> None: ...
+    sequences: _containers.RepeatedCompositeFieldContainer[Holding]
+    def __init__(self, blocks: _Optional[bytes] = ..., sequences: _Optional[_Iterable[_Union[Holding, _Mapping]]] = ...) -> None: ...
+
+class Holding(_message.Message):
+    __slots__ = ("sequence", "epoch", "recorded_len", "finish")
+    SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    RECORDED_LEN_FIELD_NUMBER: _ClassVar[int]
+    FINISH_FIELD_NUMBER: _ClassVar[int]
+    sequence: bytes
+    epoch: int
+    recorded_len: int
+    finish: _generate_pb2.FinishReason
+    def __init__(self, sequence: _Optional[bytes] = ..., epoch: _Optional[int] = ..., recorded_len: _Optional[int] = ..., finish: _Optional[_Union[_generate_pb2.FinishReason, str]] = ...) -> None: ...
+
+class Resume(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
 
 class SnapshotRequest(_message.Message):
-    __slots__ = ("version",)
+    __slots__ = ("version", "wait")
     VERSION_FIELD_NUMBER: _ClassVar[int]
+    WAIT_FIELD_NUMBER: _ClassVar[int]
     version: int
-    def __init__(self, version: _Optional[int] = ...) -> None: ...
+    wait: bool
+    def __init__(self, version: _Optional[int] = ..., wait: _Optional[bool] = ...) -> None: ...
 
 class Snapshot(_message.Message):
     __slots__ = ("version", "workers", "pools")
@@ -564,7 +600,7 @@ class Snapshot(_message.Message):
     def __init__(self, version: _Optional[int] = ..., workers: _Optional[_Iterable[_Union[WorkerInfo, _Mapping]]] = ..., pools: _Optional[_Iterable[_Union[PoolInfo, _Mapping]]] = ...) -> None: ...
 
 class WorkerInfo(_message.Message):
-    __slots__ = ("id", "endpoint", "pool", "model", "state", "pid", "step", "age_ms", "busy", "running", "waiting", "float_blocks", "tokens_per_second", "steps_waited", "wait_p99_ms", "preemptions", "session", "prompt_tokens", "generation_tokens", "silent_ms")
+    __slots__ = ("id", "endpoint", "pool", "model", "state", "pid", "step", "age_ms", "busy", "running", "waiting", "float_blocks", "tokens_per_second", "steps_waited", "wait_p99_ms", "preemptions", "session", "prompt_tokens", "generation_tokens", "silent_ms", "replayed", "reprefilled")
     ID_FIELD_NUMBER: _ClassVar[int]
     ENDPOINT_FIELD_NUMBER: _ClassVar[int]
     POOL_FIELD_NUMBER: _ClassVar[int]
@@ -585,6 +621,8 @@ class WorkerInfo(_message.Message):
     PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     GENERATION_TOKENS_FIELD_NUMBER: _ClassVar[int]
     SILENT_MS_FIELD_NUMBER: _ClassVar[int]
+    REPLAYED_FIELD_NUMBER: _ClassVar[int]
+    REPREFILLED_FIELD_NUMBER: _ClassVar[int]
     id: str
     endpoint: str
     pool: str
@@ -605,10 +643,12 @@ class WorkerInfo(_message.Message):
     prompt_tokens: int
     generation_tokens: int
     silent_ms: int
-    def __init__(self, id: _Optional[str] = ..., endpoint: _Optional[str] = ..., pool: _Optional[str] = ..., model: _Optional[str] = ..., state: _Optional[_Union[WorkerState, str]] = ..., pid: _Optional[int] = ..., step: _Optional[int] = ..., age_ms: _Optional[int] = ..., busy: _Optional[bool] = ..., running: _Optional[int] = ..., waiting: _Optional[int] = ..., float_blocks: _Optional[int] = ..., tokens_per_second: _Optional[float] = ..., steps_waited: _Optional[int] = ..., wait_p99_ms: _Optional[float] = ..., preemptions: _Optional[int] = ..., session: _Optional[str] = ..., prompt_tokens: _Optional[int] = ..., generation_tokens: _Optional[int] = ..., silent_ms: _Optional[int] = ...) -> None: ...
+    replayed: int
+    reprefilled: int
+    def __init__(self, id: _Optional[str] = ..., endpoint: _Optional[str] = ..., pool: _Optional[str] = ..., model: _Optional[str] = ..., state: _Optional[_Union[WorkerState, str]] = ..., pid: _Optional[int] = ..., step: _Optional[int] = ..., age_ms: _Optional[int] = ..., busy: _Optional[bool] = ..., running: _Optional[int] = ..., waiting: _Optional[int] = ..., float_blocks: _Optional[int] = ..., tokens_per_second: _Optional[float] = ..., steps_waited: _Optional[int] = ..., wait_p99_ms: _Optional[float] = ..., preemptions: _Optional[int] = ..., session: _Optional[str] = ..., prompt_tokens: _Optional[int] = ..., generation_tokens: _Optional[int] = ..., silent_ms: _Optional[int] = ..., replayed: _Optional[int] = ..., reprefilled: _Optional[int] = ...) -> None: ...
 
 class PoolInfo(_message.Message):
-    __slots__ = ("name", "model", "fingerprint", "geometry", "num_blocks", "max_model_len", "vocab_size", "dtype", "device", "pool_bytes", "metadata_bytes", "blocks", "prefix_queries", "prefix_hits", "evictions", "preemptions", "sequences", "tokens_held", "exporter")
+    __slots__ = ("name", "model", "fingerprint", "geometry", "num_blocks", "max_model_len", "vocab_size", "dtype", "device", "pool_bytes", "metadata_bytes", "blocks", "prefix_queries", "prefix_hits", "evictions", "preemptions", "sequences", "tokens_held", "exporter", "partial_hits", "prefix_waits", "memory", "orphans", "adoptions", "reprefilled")
     NAME_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
@@ -628,6 +668,12 @@ class PoolInfo(_message.Message):
     SEQUENCES_FIELD_NUMBER: _ClassVar[int]
     TOKENS_HELD_FIELD_NUMBER: _ClassVar[int]
     EXPORTER_FIELD_NUMBER: _ClassVar[int]
+    PARTIAL_HITS_FIELD_NUMBER: _ClassVar[int]
+    PREFIX_WAITS_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_FIELD_NUMBER: _ClassVar[int]
+    ORPHANS_FIELD_NUMBER: _ClassVar[int]
+    ADOPTIONS_FIELD_NUMBER: _ClassVar[int]
+    REPREFILLED_FIELD_NUMBER: _ClassVar[int]
     name: str
     model: str
     fingerprint: str
@@ -647,7 +693,33 @@ class PoolInfo(_message.Message):
     sequences: int
     tokens_held: int
     exporter: str
-    def __init__(self, name: _Optional[str] = ..., model: _Optional[str] = ..., fingerprint: _Optional[str] = ..., geometry: _Optional[_Union[Geometry, _Mapping]] = ..., num_blocks: _Optional[int] = ..., max_model_len: _Optional[int] = ..., vocab_size: _Optional[int] = ..., dtype: _Optional[str] = ..., device: _Optional[str] = ..., pool_bytes: _Optional[int] = ..., metadata_bytes: _Optional[int] = ..., blocks: _Optional[_Union[BlockCounts, _Mapping]] = ..., prefix_queries: _Optional[int] = ..., prefix_hits: _Optional[int] = ..., evictions: _Optional[int] = ..., preemptions: _Optional[int] = ..., sequences: _Optional[int] = ..., tokens_held: _Optional[int] = ..., exporter: _Optional[str] = ...) -> None: ...
+    partial_hits: int
+    prefix_waits: int
+    memory: MemoryUse
+    orphans: int
+    adoptions: int
+    reprefilled: int
+    def __init__(self, name: _Optional[str] = ..., model: _Optional[str] = ..., fingerprint: _Optional[str] = ..., geometry: _Optional[_Union[Geometry, _Mapping]] = ..., num_blocks: _Optional[int] = ..., max_model_len: _Optional[int] = ..., vocab_size: _Optional[int] = ..., dtype: _Optional[str] = ..., device: _Optional[str] = ..., pool_bytes: _Optional[int] = ..., metadata_bytes: _Optional[int] = ..., blocks: _Optional[_Union[BlockCounts, _Mapping]] = ..., prefix_queries: _Optional[int] = ..., prefix_hits: _Optional[int] = ..., evictions: _Optional[int] = ..., preemptions: _Optional[int] = ..., sequences: _Optional[int] = ..., tokens_held: _Optional[int] = ..., exporter: _Optional[str] = ..., partial_hits: _Optional[int] = ..., prefix_waits: _Optional[int] = ..., memory: _Optional[_Union[MemoryUse, _Mapping]] = ..., orphans: _Optional[int] = ..., adoptions: _Optional[int] = ..., reprefilled: _Optional[int] = ...) -> None: ...
+
+class MemoryUse(_message.Message):
+    __slots__ = ("slots", "allocated", "reserved", "cached", "quarantined", "shared", "fragmented", "tokens")
+    SLOTS_FIELD_NUMBER: _ClassVar[int]
+    ALLOCATED_FIELD_NUMBER: _ClassVar[int]
+    RESERVED_FIELD_NUMBER: _ClassVar[int]
+    CACHED_FIELD_NUMBER: _ClassVar[int]
+    QUARANTINED_FIELD_NUMBER: _ClassVar[int]
+    SHARED_FIELD_NUMBER: _ClassVar[int]
+    FRAGMENTED_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    slots: int
+    allocated: int
+    reserved: int
+    cached: int
+    quarantined: int
+    shared: int
+    fragmented: int
+    tokens: int
+    def __init__(self, slots: _Optional[int] = ..., allocated: _Optional[int] = ..., reserved: _Optional[int] = ..., cached: _Optional[int] = ..., quarantined: _Optional[int] = ..., shared: _Optional[int] = ..., fragmented: _Optional[int] = ..., tokens: _Optional[int] = ...) -> None: ...
 
 class BlockCounts(_message.Message):
     __slots__ = ("free", "granted", "tail", "sealed", "quarantined", "cached", "shared", "pinned")
@@ -694,6 +766,42 @@ class Record(_message.Message):
     finish: _generate_pb2.FinishReason
     stop_token_id: int
     def __init__(self, sequence: _Optional[bytes] = ..., epoch: _Optional[int] = ..., token_ids: _Optional[bytes] = ..., recorded_len: _Optional[int] = ..., prompt_len: _Optional[int] = ..., finish: _Optional[_Union[_generate_pb2.FinishReason, str]] = ..., stop_token_id: _Optional[int] = ..., **kwargs) -> None: ...
+
+class FindRequest(_message.Message):
+    __slots__ = ("request_id", "tenant")
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    request_id: str
+    tenant: bytes
+    def __init__(self, request_id: _Optional[str] = ..., tenant: _Optional[bytes] = ...) -> None: ...
+
+class FoundRequest(_message.Message):
+    __slots__ = ("sequences",)
+    SEQUENCES_FIELD_NUMBER: _ClassVar[int]
+    sequences: _containers.RepeatedCompositeFieldContainer[FoundSequence]
+    def __init__(self, sequences: _Optional[_Iterable[_Union[FoundSequence, _Mapping]]] = ...) -> None: ...
+
+class FoundSequence(_message.Message):
+    __slots__ = ("sequence", "index", "epoch", "group", "request", "prompt_len", "prompt", "session", "finished")
+    SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    INDEX_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    GROUP_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_LEN_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_FIELD_NUMBER: _ClassVar[int]
+    SESSION_FIELD_NUMBER: _ClassVar[int]
+    FINISHED_FIELD_NUMBER: _ClassVar[int]
+    sequence: bytes
+    index: int
+    epoch: int
+    group: bytes
+    request: bytes
+    prompt_len: int
+    prompt: bytes
+    session: str
+    finished: bool
+    def __init__(self, sequence: _Optional[bytes] = ..., index: _Optional[int] = ..., epoch: _Optional[int] = ..., group: _Optional[bytes] = ..., request: _Optional[bytes] = ..., prompt_len: _Optional[int] = ..., prompt: _Optional[bytes] = ..., session: _Optional[str] = ..., finished: _Optional[bool] = ...) -> None: ...
 
 class StatusRequest(_message.Message):
     __slots__ = ()
