@@ -122,6 +122,7 @@ class Storm(Crew):
             row = Row(worker.session, number, reply.epoch, tokens, blocks, reply.kv_len)
             self.ledger.opened(row, reply.blocks, reply.copies)
             assert reply.alone == (self.deaths[number] > 0)
+        self.listen(worker.unasked)
 
     def suspects(self, worker: Worker) -> list[int]:
         """Those that this worker runs and has not committed anything of, and of which others died, perhaps."""
@@ -144,6 +145,7 @@ class Storm(Crew):
     def take_over(self, worker: Worker, row: Row, told: list[int]) -> None:
         suspects = self.suspects(worker) if self.deaths[row.number] else []
         reply = worker.start(row.number, told)
+        self.listen(worker.unasked)
         if suspects or isinstance(reply, Wait):
             needed = int(not suspects)
             assert reply == Wait(sequence=sequence_id(row.number), needed_blocks=needed, available_blocks=0)
