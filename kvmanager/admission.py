@@ -9,7 +9,7 @@ A sequence whose worker is gone is adopted (`orphans`): it comes before all that
 from array import array
 
 from kvmanager.errors import Conflict, Invalid, KvError, PoolTooSmall, ResourceExhausted
-from kvmanager.following import follow
+from kvmanager.following import follow, wait_behind
 from kvmanager.layout import within
 from kvmanager.messages import CopyOrder, Fork, Opened, OpenKind, OpenOrAdopt, Refused, Wait
 from kvmanager.orphans import adopt, lacks_fresh, own
@@ -121,8 +121,9 @@ def take_over(
         raise Invalid(
             "token_ids differ from the recorded ones", field="token_ids", recorded=known.recorded_len
         )
-    if known.deaths and any(suspect(other, session) for other in parts.sequences.open.values()):
-        return Wait(sequence=known.id, needed_blocks=0, available_blocks=0)  # suspects run alone, one by one
+    other = next((s for s in parts.sequences.open.values() if suspect(s, session)), None)
+    if known.deaths and other is not None:  # suspects run alone, one by one
+        return wait_behind(parts, session, known, other, other.kv_len + 1, now_ns)
     if known.row < 0:
         return resume(parts, session, known, message, OpenKind.ADOPTED, now_ns)
     wait = lacks_fresh(parts, known)
@@ -157,7 +158,9 @@ def resume(  # noqa: PLR0917 - who, what, how and when
     known.state = SequenceState.OPEN
     parts.sequences.open[known.slot] = known
     start(parts, session, known, hits, begin)
-    return opened(parts, known, kind)
+    lost, known.lost_len = max(0, known.lost_len - known.kv_len), 0
+    parts.reprefilled += lost
+    return opened(parts, known, kind, lost)
 
 
 def capacity_of(parts: Parts, prompt_len: int, max_tokens: int) -> int:
@@ -251,7 +254,7 @@ def find_begin(parts: Parts, session: Session, sequence: Sequence, hits: list[in
     return begin if parts.grantable > unused + 1 else None  # it is one more that may have to be adopted
 
 
-def opened(parts: Parts, sequence: Sequence, kind: OpenKind) -> Opened:
+def opened(parts: Parts, sequence: Sequence, kind: OpenKind, lost_len: int = 0) -> Opened:
     return Opened(
         sequence=sequence.id,
         epoch=sequence.epoch,
@@ -261,6 +264,7 @@ def opened(parts: Parts, sequence: Sequence, kind: OpenKind) -> Opened:
         cached_len=sequence.cached_len,
         blocks=[parts.blocks.ref(block) for block in parts.rows.blocks[sequence.row]],
         token_ids=list(sequence.tokens) if kind in (OpenKind.YOURS, OpenKind.ADOPTED) else (),
+        lost_len=lost_len,
         alone=sequence.deaths > 0,
         copies=copies_of(parts, sequence),
     )

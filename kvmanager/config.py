@@ -61,6 +61,9 @@ class KvManagerSettings(Common):
     orphan_ttl: float = Field(
         60, ge=1, le=86_400, description="seconds that a sequence without a worker waits for another"
     )
+    spare_daemon: bool = Field(
+        True, description="a second daemon process that waits to take over at once, at the cost of its memory"
+    )
     keeper: Path | None = Field(
         None, description="socket of a keeper that runs elsewhere: start the daemon only"
     )

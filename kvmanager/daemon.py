@@ -56,8 +56,14 @@ class Stopped(Exception):  # noqa: N818 - reads as `raise Stopped`
 class Daemon:
     """Everything of one daemon, wired. `run` is its life."""
 
-    def __init__(self, settings: KvManagerSettings, keeper: KeeperLink, allocator: str = MODULE) -> None:
-        self.settings, self.keeper = settings, keeper
+    def __init__(
+        self,
+        settings: KvManagerSettings,
+        keeper: KeeperLink,
+        allocator: str = MODULE,
+        fast_crashes: int = 0,
+    ) -> None:
+        self.settings, self.keeper, self._fast_crashes = settings, keeper, fast_crashes
         self.stopping = self._busy = self._behind = False
         self._beat_at = self._expire_at = time.monotonic()
         self._ttl_ns, self._orphan_ttl_ns = int(settings.record_ttl * 1e9), int(settings.orphan_ttl * 1e9)
@@ -115,7 +121,7 @@ class Daemon:
         self._watch_signals()
         self.loop.watch(self.server.router.socket, lambda: None)  # drained in every round
         self.loop.watch(self.keeper.fileno(), self.keeper.drain)
-        self.pools.recover()
+        self.pools.recover(self._fast_crashes)
         for pool in self.pools:
             self._expect_back(pool)
         self.view.ready = True
@@ -157,7 +163,7 @@ class Daemon:
         now = time.monotonic()
         if now >= self._beat_at:
             self._beat_at = now + BEAT_S
-            self.keeper.beat()
+            self.keeper.beat(serving=self.view.ready)
 
     @contextlib.contextmanager
     def _beating(self) -> Iterator[None]:
@@ -184,7 +190,7 @@ class Daemon:
     def _alarm(self, _number: int, _frame: object) -> None:
         if self._busy:  # no request to the keeper is under way, whose answer this could take
             self.keeper.settle()
-            self.keeper.beat()
+            self.keeper.beat(serving=self.view.ready)
 
     def _stop(self, _number: int, _frame: object) -> None:
         self.stopping = True
@@ -194,7 +200,7 @@ class Daemon:
     def _expect_back(self, pool: Pool) -> None:
         """Former sessions of a recovered pool: dead ones are buried now; living ones attach again, or are lost."""
         for session in pool.state.sessions():
-            pidfd = watch_process(session.pid, session.start_time)
+            pidfd = fds.watch_process(session.pid, session.start_time)
             if pidfd is None:
                 pool.state.dead(session.id)
                 log.info("former worker is gone", worker=session.worker_id, pid=session.pid)
@@ -210,18 +216,6 @@ class Daemon:
 
 def void(_: object) -> None:
     """For a callback whose result means nothing."""
-
-
-def watch_process(pid: int, started: int) -> int | None:
-    """A pidfd of the process with this pid and start time; None if it is gone."""
-    try:
-        pidfd = os.pidfd_open(pid)
-    except OSError:
-        return None
-    if fds.start_time(pid) == started and not fds.readable(pidfd):
-        return pidfd
-    os.close(pidfd)
-    return None
 
 
 def former_worker(pool: Pool, session: Any, pidfd: int) -> Worker:
@@ -256,10 +250,11 @@ def find_keeper(path: Path) -> KeeperLink:
         time.sleep(0.1)
 
 
-def run(settings: KvManagerSettings, allocator: str = MODULE) -> int:
+def run(settings: KvManagerSettings, allocator: str = MODULE, fast_crashes: int = 0) -> int:
     """The daemon, until SIGTERM. Exit codes: 0, 1 without a keeper, 2 for a bad run directory, 7 beside another.
 
-    `allocator` is the module that is run to make memory on a GPU.
+    `allocator` is the module that is run to make memory on a GPU; `fast_crashes` daemons before this one, in a row,
+    failed soon after they began.
     """
     logs.configure("kvmanager", settings.log_format, settings.log_level)
     os.umask(0o077)
@@ -269,7 +264,7 @@ def run(settings: KvManagerSettings, allocator: str = MODULE) -> int:
     except (RunDirError, KeeperError) as error:
         log.error("cannot start", error=str(error))
         return START_CODES[type(error)]
-    daemon = Daemon(settings, keeper, allocator)
+    daemon = Daemon(settings, keeper, allocator, fast_crashes)
     try:
         with contextlib.suppress(Stopped):
             daemon.run()

@@ -121,3 +121,15 @@ def readable(fd: int) -> bool:
     poll = select.poll()
     poll.register(fd, select.POLLIN)
     return bool(poll.poll(0))
+
+
+def watch_process(pid: int, started: int) -> int | None:
+    """A pidfd of the process with this pid and start time; None if it is gone."""
+    try:
+        pidfd = os.pidfd_open(pid)
+    except OSError:
+        return None
+    if start_time(pid) == started and not readable(pidfd):
+        return pidfd
+    os.close(pidfd)
+    return None

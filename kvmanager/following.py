@@ -27,8 +27,18 @@ def follow(parts: Parts, session: Session, sequence: Sequence, hits: list[int], 
     leader, until = find_leader(parts, sequence, hits, now_ns)
     if leader is None:
         return None
-    parts.followers.add(leader, until, session, sequence)
-    return Wait(sequence=sequence.id, needed_blocks=0, available_blocks=0, for_prefix=True)
+    return wait_behind(parts, session, sequence, leader, until, now_ns)
+
+
+def wait_behind(  # noqa: PLR0917 - who waits for whom, and until when
+    parts: Parts, session: Session, sequence: Sequence, leader: Sequence, until: int, now_ns: int
+) -> Wait:
+    """Wait until the leader has committed this many slots, or ended: Retry says so. Behind one that leads nobody the
+    worker asks again by its clock."""
+    told = leads(leader, now_ns)
+    if told:
+        parts.followers.add(leader, until, session, sequence)
+    return Wait(sequence=sequence.id, needed_blocks=0, available_blocks=0, for_prefix=told)
 
 
 def find_leader(

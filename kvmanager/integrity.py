@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from kvmanager import integrity_copies
+from kvmanager import integrity_chains, integrity_copies
 from kvmanager.blocks import FREE, GRANTED, QUARANTINED, SEALED, TAIL, BlockState
 from kvmanager.layout import Buffer, MetaLayout, MetaView
 from kvmanager.prefix import Hash, KeyChain, sha256
@@ -95,25 +95,32 @@ def check_sequences(image: Image) -> Iterator[Finding]:
 
 
 def sequence_faults(image: Image, record: Any, slot: int) -> Iterator[str]:
-    """What is wrong within one record."""
-    view, state = image.view, int(record["state"])
-    recorded, capacity = int(record["recorded_len"]), int(record["token_capacity"])
+    """What is wrong within one record, or between it and its owner and row."""
+    yield from record_faults(image.layout, image.view, record)
+    recorded = int(record["recorded_len"])
+    known = int(record["cached_len"]) <= int(record["kv_len"]) <= recorded
+    if not known and int(record["state"]) == SequenceState.OPEN:
+        yield f"cached_len {record['cached_len']}, kv_len {record['kv_len']}, recorded_len {recorded}"
+    yield from ownership_faults(image, record, slot)
+
+
+def record_faults(layout: MetaLayout, view: MetaView, record: Any) -> Iterator[str]:
+    """What is wrong within one record and the tokens that it names."""
+    state, recorded = int(record["state"]), int(record["recorded_len"])
     if state not in list(SequenceState):
         yield f"unknown state {state}"
     if int(record["finish"]) not in (range(1, 6) if state == SequenceState.FINISHED else (0,)):
         yield f"finish reason {record['finish']} in state {state}"
-    if not 0 < int(record["prompt_len"]) <= recorded <= capacity:
-        yield f"prompt_len {record['prompt_len']}, recorded_len {recorded}, capacity {capacity} are out of order"
-    if not int(record["cached_len"]) <= int(record["kv_len"]) <= recorded and state == SequenceState.OPEN:
-        yield f"cached_len {record['cached_len']}, kv_len {record['kv_len']}, recorded_len {recorded}"
+    if not 0 < int(record["prompt_len"]) <= recorded <= int(record["token_capacity"]):
+        lengths = f"prompt_len {record['prompt_len']}, recorded_len {recorded}"
+        yield f"{lengths}, capacity {record['token_capacity']} are out of order"
     if int(record["request_id_bytes"]) > MAX_REQUEST_ID_BYTES:
         yield f"request id of {record['request_id_bytes']} bytes"
     elif not is_text(record["request_id"].tobytes()[: int(record["request_id_bytes"])]):
         yield "the request id is not text"
     start = int(record["token_offset"])
-    if (view.token_arena[start : start + recorded] >= image.layout.spec.vocab_size).any():
+    if (view.token_arena[start : start + recorded] >= layout.spec.vocab_size).any():
         yield "a recorded token id is out of the vocabulary"
-    yield from ownership_faults(image, record, slot)
 
 
 def ownership_faults(image: Image, record: Any, slot: int) -> Iterator[str]:
@@ -232,18 +239,8 @@ def check_copies(image: Image) -> Iterator[Finding]:
 
 
 def check_chains(image: Image) -> Iterator[Finding]:
-    """Keys recomputed from tokens; no two indexed blocks with one key."""
-    view = image.view
-    seen: dict[bytes, int] = {}
-    for block in (view.blocks["state"] == SEALED).nonzero()[0].tolist():
-        record = view.blocks[block]
-        key = record["hash"].tobytes()
-        if image.keys.block(record["parent_hash"].tobytes(), view.block_tokens[block].tobytes()) != key:
-            yield Finding(
-                "hash", f"block {block}", "its key does not follow from its parent's key and its tokens"
-            )
-        if record["indexed"] and seen.setdefault(key, block) != block:
-            yield Finding("index", f"block {block}", f"indexed under the key of block {seen[key]}")
+    for kind, block, message in integrity_chains.faults(image.view, image.keys):
+        yield Finding(kind, f"block {block}", message)
 
 
 def check_rows(image: Image) -> Iterator[Finding]:

@@ -4,11 +4,13 @@ What it holds lives as long as it does: the memory of pools and metadata, and th
 directory. It parses no request of the service and knows nothing of what the memory means. One packet a request on
 keeper.sock, one packet an answer, to its child and to a stranger of the same user alike:
 
-    PUT name + fd → OK      GET name → OK + fd      DROP name → OK      LIST → OK name name …      BEAT → OK
+    PUT name + fd → OK      GET name → OK + fd      DROP name → OK      LIST → OK name name …
+    BEAT [serving] → OK
     anything that cannot be done → NO reason
 
 The first connection that beats is the daemon; a second one is refused while the first is open. A daemon that stops
-beating is killed; a child that ends is started again, unless it says (EXIT_USAGE) that this is vain.
+beating is killed; a child that ends is started again, unless it says (EXIT_USAGE) that this is vain. A spare, if there
+is to be one, is started once the daemon is steady, so that no start takes time from another.
 """
 
 import os
@@ -17,7 +19,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,16 +27,17 @@ from typing import Final
 
 from holdfast.rundir import RunDir
 from kvmanager import fds
-from kvmanager.keeper_child import BEAT_BOUND_S, Child
+from kvmanager.keeper_child import BEAT_BOUND_S, Child, Ends
 from kvmanager.keeper_log import Log
+from kvmanager.keeper_spare import Spare
 from kvmanager.keeper_vault import Refused, Vault, lock
 
 GAP_S: Final = 0.5  # between two looks while somebody is judged; twice that counts at most
-BACKOFF_S: Final = (0.05, 5.0)  # doubles from the first to the second
-STEADY_S: Final = 10.0  # a child that lived this long starts the back-off again
 MAX_CONNECTIONS: Final = 64
 EXIT_USAGE: Final = 2
 EXIT_CONFLICT: Final = 7
+SPARE: Final = "--spare"
+SERVING: Final = "serving"
 
 
 @dataclass(slots=True, eq=False)
@@ -46,9 +49,9 @@ class Connection:
 
 
 class Keeper:
-    """One loop over the keeper's socket, its connections and its child."""
+    """One loop over the keeper's socket, its connections, its child and the spare."""
 
-    def __init__(self, sockets: RunDir, argv: Sequence[str] | None, log: Log) -> None:
+    def __init__(self, sockets: RunDir, argv: Sequence[str] | None, log: Log, *, spare: bool = False) -> None:
         self.argv, self.log = argv, log
         self.vault = Vault(sockets)
         self.listener = fds.listen(sockets.keeper, socket.SOCK_SEQPACKET)
@@ -56,8 +59,9 @@ class Keeper:
         self.selector = selectors.DefaultSelector()
         self.connections: dict[Connection, None] = {}  # oldest first
         self.child: Child | None = None
+        self.spare = Spare(argv, self.selector, log) if argv and spare else None
+        self.ends = Ends()
         self.looked = time.monotonic()  # when the loop last knew all that had arrived
-        self.backoff = BACKOFF_S[0]
         self.start_at: float | None = time.monotonic() if argv else None
         self.stopping = False
         self.exit_code: int | None = None
@@ -69,7 +73,7 @@ class Keeper:
         self.selector.register(self.listener, selectors.EVENT_READ, self._accept)
         while self.exit_code is None:
             for key, _ in self._select(self._patience()):
-                if key.fileobj in self.selector.get_map():  # not closed by an earlier one of this round
+                if self.selector.get_map().get(key.fd) is key:  # not closed by an earlier one of this round
                     key.data()
             if self.exit_code is None:
                 self._tick(self.looked)
@@ -82,7 +86,7 @@ class Keeper:
         lost = 0.0 if patience is None else self.looked - before - 2 * GAP_S
         if lost > 0:
             if self.child:
-                self.child.spare(lost)
+                self.child.forgive(lost)
             for connection in self.connections:
                 connection.beat = connection.beat and connection.beat + lost
         return ready
@@ -109,6 +113,8 @@ class Keeper:
             self._pass_on(now)
         elif self.start_at is not None and now >= self.start_at:
             self._start(now)
+        elif self.spare and self.child and self.child.steady:
+            self.spare.want(now)
         if self.child:
             self._judge(self.child, now)
         for connection, due in self._daemons():
@@ -137,35 +143,44 @@ class Keeper:
     def _start(self, now: float) -> None:
         assert self.argv is not None
         self.start_at = None
-        self.child = Child(self.argv, now)
+        spare = self.spare.take() if self.spare else None
+        self.child = spare or Child(self.argv, now)
         self.selector.register(self.child.pidfd, selectors.EVENT_READ, self._reap)
-        self.log.info("daemon started", pid=self.child.pid)
+        self.child.release(self.ends.fast_crashes, now)
+        crashes = {"fast_crashes": self.ends.fast_crashes} if self.ends.fast_crashes else {}
+        self.log.info("daemon started", pid=self.child.pid, spare=spare is not None, **crashes)
 
     def _reap(self) -> None:
         assert self.child is not None
         child, self.child = self.child, None
         self.selector.unregister(child.pidfd)
-        code, lived = child.reap(), time.monotonic() - child.started
+        code = child.reap()
+        for connection in [c for c in self.connections if c.pid == child.pid]:
+            self._close(connection)  # the next one's first beat may come before the end of this one's
         if self.stopping or code == EXIT_USAGE:
             self.log.info("daemon ended", pid=child.pid, code=code)
-            self.exit_code = 0 if self.stopping else code
+            self.exit_code = None if self.stopping else code
             return
-        self.backoff = BACKOFF_S[0] if lived >= STEADY_S else min(self.backoff * 2, BACKOFF_S[1])
-        self.start_at = time.monotonic() + self.backoff
-        pause = round(self.backoff, 2)
-        self.log.warning("daemon died; starting it again", pid=child.pid, code=code, after_s=pause)
+        pause = self.ends.pause_after(child, code)
+        if self.spare and self.spare.there and child.steady:
+            pause = 0.0
+        self.start_at = time.monotonic() + pause
+        self.log.warning("daemon died; starting it again", pid=child.pid, code=code, after_s=round(pause, 2))
 
     def _stop(self, _number: int, _frame: object) -> None:
         """Runs between two bytecodes of the loop, which does the rest in its next round."""
         self.stopping = True
 
     def _pass_on(self, now: float) -> None:
-        """SIGTERM, to the child, once: it is waited for, and no new one starts."""
+        """SIGTERM, to the child, once: it is waited for, and no new one starts. The spare ends too."""
         self.start_at = None
-        if self.child is None:
+        if self.spare:
+            self.spare.end()
+        if self.child is not None:
+            if self.child.told is None:
+                self.child.terminate(now)
+        elif self.spare is None or not self.spare.there:
             self.exit_code = 0
-        elif self.child.told is None:
-            self.child.terminate(now)
 
     def _kill(self, pidfd: int) -> None:
         try:
@@ -213,36 +228,21 @@ class Keeper:
     def _answer(self, connection: Connection, data: bytes, received: list[int]) -> None:
         verb, _, name = data.decode("ascii", "replace").partition(" ")
         try:
-            if verb not in _VERBS:
-                raise Refused("unknown request")
             if received and verb != "PUT":
                 raise Refused("unexpected descriptor")
-            text, out = _VERBS[verb](self, connection, name, received)
+            beat = verb == "BEAT"
+            text, out = self._beat(connection, name) if beat else self.vault.answer(verb, name, received)
         except Refused as error:
             text, out = f"NO {error}", ()
         fds.send(connection.sock, text.encode(), out)
 
-    def _put(self, _connection: Connection, name: str, received: list[int]) -> tuple[str, tuple[int, ...]]:
-        self.vault.put(name, received)
-        return "OK", ()
-
-    def _get(self, _connection: Connection, name: str, _received: list[int]) -> tuple[str, tuple[int, ...]]:
-        return "OK", (self.vault.get(name),)
-
-    def _drop(self, _connection: Connection, name: str, _received: list[int]) -> tuple[str, tuple[int, ...]]:
-        self.vault.drop(name)
-        return "OK", ()
-
-    def _list(self, _connection: Connection, _name: str, _received: list[int]) -> tuple[str, tuple[int, ...]]:
-        return " ".join(["OK", *sorted(self.vault.held)]), ()
-
-    def _beat(self, connection: Connection, _name: str, _received: list[int]) -> tuple[str, tuple[int, ...]]:
+    def _beat(self, connection: Connection, state: str) -> tuple[str, tuple[int, ...]]:
         other = next((c for c in self.connections if c.beat is not None and c is not connection), None)
         if other is not None:
             raise Refused(f"another daemon is running, pid {other.pid}")
         connection.beat = time.monotonic()
         if self.child and self._is_child(connection):
-            self.child.beat = connection.beat
+            self.child.heard(connection.beat, serving=state == SERVING)
         return "OK", ()
 
     def _close(self, connection: Connection) -> None:
@@ -253,18 +253,13 @@ class Keeper:
             os.close(connection.pidfd)
 
 
-_Verb = Callable[[Keeper, Connection, str, list[int]], tuple[str, tuple[int, ...]]]
-_VERBS: Final[dict[str, _Verb]] = {
-    "PUT": Keeper._put,
-    "GET": Keeper._get,
-    "DROP": Keeper._drop,
-    "LIST": Keeper._list,
-    "BEAT": Keeper._beat,
-}
-
-
 def run(
-    sockets: RunDir, child_argv: Sequence[str] | None, log_format: str = "auto", log_level: str = "info"
+    sockets: RunDir,
+    child_argv: Sequence[str] | None,
+    log_format: str = "auto",
+    log_level: str = "info",
+    *,
+    spare: bool = False,
 ) -> int:
     """Keeps descriptors in this run directory until SIGTERM, and `child_argv` running if given. The exit code.
 
@@ -280,7 +275,7 @@ def run(
     names = (sockets.keeper, sockets.attach, sockets.daemon)
     for path in names:  # of a keeper that is gone: its lock was free
         path.unlink(missing_ok=True)
-    keeper = Keeper(sockets, child_argv, log)
+    keeper = Keeper(sockets, child_argv, log, spare=spare)
     log.info("keeper ready", run_dir=str(sockets.path), pid=os.getpid())
     try:
         return keeper.run()
@@ -290,9 +285,10 @@ def run(
 
 
 def main(argv: Sequence[str]) -> int:
-    """`python -m kvmanager.keeper RUN_DIR LOG_FORMAT LOG_LEVEL [CHILD ARG…]`: a keeper with nothing else imported."""
-    run_dir, log_format, log_level, *child = argv
-    return run(RunDir(Path(run_dir)), child or None, log_format, log_level)
+    """`python -m kvmanager.keeper [--spare] RUN_DIR LOG_FORMAT LOG_LEVEL [CHILD ARG…]`: nothing else is imported."""
+    spare = argv[0] == SPARE
+    run_dir, log_format, log_level, *child = argv[spare:]
+    return run(RunDir(Path(run_dir)), child or None, log_format, log_level, spare=spare)
 
 
 if __name__ == "__main__":

@@ -56,11 +56,11 @@ class KeeperLink:
         except KeeperRefusedError as error:
             raise KeeperBusyError(str(error)) from None
 
-    def beat(self) -> None:
+    def beat(self, *, serving: bool = False) -> None:
         """Does not wait. A keeper that takes no beat is as good as gone."""
         try:
             self._sock.setblocking(False)
-            fds.send(self._sock, b"BEAT")
+            fds.send(self._sock, b"BEAT serving" if serving else b"BEAT")
         except OSError as error:
             raise KeeperError(f"the keeper is gone: {error}") from None
         finally:

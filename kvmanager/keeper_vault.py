@@ -1,6 +1,6 @@
 """What the keeper holds: named descriptors, the listening sockets, and the lock that makes it the only keeper.
 
-Standard library only. No loop, no protocol.
+Standard library only. No loop, no sockets but those it holds.
 """
 
 import errno
@@ -34,6 +34,21 @@ class Vault:
             )
         }
         self.held: dict[str, int] = {}
+
+    def answer(self, verb: str, name: str, received: list[int]) -> tuple[str, tuple[int, ...]]:
+        """Text and descriptors for one request. Refused if it cannot be done."""
+        match verb:
+            case "PUT":
+                self.put(name, received)
+            case "GET":
+                return "OK", (self.get(name),)
+            case "DROP":
+                self.drop(name)
+            case "LIST":
+                return " ".join(["OK", *sorted(self.held)]), ()
+            case _:
+                raise Refused("unknown request")
+        return "OK", ()
 
     def put(self, name: str, received: list[int]) -> None:
         if len(received) != 1:

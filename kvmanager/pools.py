@@ -9,15 +9,15 @@ import mmap
 import os
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import structlog
 
 from kvmanager import fds
-from kvmanager.errors import Mismatch, NoMemory
+from kvmanager.errors import KvError, Mismatch, NoMemory
 from kvmanager.gpu_memory import (
     HANDLE_FILE_BYTES,
     LEGACY,
@@ -30,6 +30,8 @@ from kvmanager.gpu_pools import GpuAllocators, Memory
 from kvmanager.keeper_link import KeeperLink
 from kvmanager.layout import CorruptMetadata, MetaLayout, PoolLayout, PoolSpec
 from kvmanager.memory import Beat, Exporter, check_available, read_only
+from kvmanager.renewal import GivenUp, doubt, end_workers, give_up
+from kvmanager.salvage import Carried
 from kvmanager.state import KvState
 
 POOL: Final = "pool."
@@ -96,41 +98,96 @@ class Pools:
 
     # ------------------------------------------------------------------------------------- find again
 
-    def recover(self) -> None:
-        """Takes over what a former daemon left with the keeper. What cannot be trusted is dropped, loudly."""
+    def recover(self, fast_crashes: int = 0) -> None:
+        """Takes over what a former daemon left with the keeper. Of what cannot be trusted the requests are kept, the KV
+        is not, and the log says so (rule 14); `fast_crashes` daemons before this one are reason enough."""
         names = set(self._keeper.names())
         for name in sorted(n.removeprefix(META) for n in names if n.startswith(META)):
-            if POOL + name in names:
-                self._recover_one(name, held=HOLD + name in names)
-                self._beat()
+            self._recover_one(
+                name, {prefix for prefix in (POOL, HOLD) if prefix + name in names}, fast_crashes
+            )
+            self._beat()
         for half in names - {prefix + name for name in self.by_name for prefix in (POOL, META, HOLD)}:
             if half in self._keeper.names():
                 log.warning("dropping memory that belongs to no whole pool", name=half)
                 self._keeper.drop(half)
 
-    def _recover_one(self, name: str, *, held: bool) -> None:
-        pool_fd, metadata_fd = self._keeper.get(POOL + name), self._keeper.get(META + name)
-        memory = Memory(pool_fd, self._keeper.get(HOLD + name) if held else None)
+    def _recover_one(self, name: str, there: set[str], fast_crashes: int) -> None:
+        metadata_fd = self._keeper.get(META + name)
+        held = {prefix: self._keeper.get(prefix + name) for prefix in there}
+        buffer = mmap.mmap(metadata_fd, os.fstat(metadata_fd).st_size)
         try:
-            buffer = mmap.mmap(metadata_fd, os.fstat(metadata_fd).st_size)
-            with self._beating():
-                state = KvState.recover(buffer, time.monotonic_ns())
-            spec = MetaLayout.from_header(buffer).spec
-            if spec.name != name or not belongs(memory, spec):
-                raise CorruptMetadata(
-                    f"metadata of pool {spec.name} beside other memory, or memory that is gone"
-                )
+            doubt(fast_crashes)
+            if POOL not in held:
+                raise CorruptMetadata("its memory is gone")
+            memory = Memory(held[POOL], held.get(HOLD))
+            self._trust(name, buffer, memory, metadata_fd)
         except CorruptMetadata as error:
-            log.error("the pool's metadata cannot be trusted; its KV is dropped", pool=name, error=str(error))
-            fds.close_all((*memory.fds, metadata_fd))
+            os.close(metadata_fd)
+            with self._beating():
+                given_up = give_up(buffer, name)
+            self._let_go(name, held)
+            self._renew(name, given_up, str(error))
+
+    def _trust(self, name: str, buffer: mmap.mmap, memory: Memory, metadata_fd: int) -> None:
+        """Goes on with the pool as it is. CorruptMetadata if that cannot be."""
+        with self._beating():
+            state = KvState.recover(buffer, time.monotonic_ns())
+        if state.spec.name != name or not belongs(memory, state.spec):
+            raise CorruptMetadata(
+                f"metadata of pool {state.spec.name} beside other memory, or memory that is gone"
+            )
+        self.by_name[name] = Pool(
+            state.spec, state, memory.pool_fd, metadata_fd, read_only(metadata_fd), memory.hold_fd
+        )
+        log.info("pool recovered", pool=name, boot_epoch=state.boot_epoch, blocks=state.spec.num_blocks)
+
+    def _let_go(self, name: str, held: dict[str, int]) -> None:
+        """Neither the keeper nor this process has the memory any more."""
+        for prefix in held:
+            self._keeper.drop(prefix + name)
+        if HOLD in held:
+            self._gpus.let_go(held.pop(HOLD))
+        fds.close_all(tuple(held.values()))
+
+    def _renew(self, name: str, given_up: GivenUp | None, reason: str) -> None:
+        """The requests of a pool that was given up, in a new one."""
+        dropped = 0 if given_up is None else given_up.salvage.dropped
+        if given_up is None or not given_up.salvage.carried:
+            log.error(
+                "the pool is dropped: its metadata cannot be trusted", pool=name, reason=reason, bad=dropped
+            )
             return
-        self.by_name[name] = Pool(spec, state, pool_fd, metadata_fd, read_only(metadata_fd), memory.hold_fd)
-        log.info("pool recovered", pool=name, boot_epoch=state.boot_epoch, blocks=spec.num_blocks)
+        spec, found = replace(given_up.spec, nonce=os.urandom(16)), given_up.salvage
+        try:
+            self._create_again(spec, given_up)
+        except KvError as error:
+            log.error("the pool is dropped: there is no memory for a new one", pool=name, error=error.message)
+            return
+        log.error(
+            "the pool's KV is dropped: its metadata cannot be trusted; its requests are kept",
+            pool=name,
+            reason=reason,
+            live=found.live,
+            finished=len(found.carried) - found.live,
+            records_dropped=found.dropped,
+            slots_lost=found.lost_slots,
+        )
+
+    def _create_again(self, spec: PoolSpec, given_up: GivenUp) -> None:
+        try:
+            self.create(spec, given_up.salvage.carried)
+        except NoMemory as error:
+            log.warning("former workers are killed for their memory", pool=spec.name, error=error.message)
+            with self._beating():
+                end_workers(given_up.workers)
+            self.create(spec, given_up.salvage.carried)
 
     # ------------------------------------------------------------------------------------- make and drop
 
-    def create(self, spec: PoolSpec) -> Pool:
-        """A new pool; idle ones make room for it. NoMemory if host or device cannot hold it even so."""
+    def create(self, spec: PoolSpec, carried: Iterable[Carried] = ()) -> Pool:
+        """A new pool, with another's requests; idle ones make room for it. NoMemory if host or device cannot hold it
+        even so."""
         pool_bytes = spec.num_blocks * PoolLayout(spec.geometry).block_bytes
         metadata_bytes = MetaLayout(spec).total_bytes
         self._make_room(metadata_bytes + (pool_bytes if spec.exporter in self._exporters else 0))
@@ -142,10 +199,11 @@ class Pools:
             os.close(metadata_fd)
             raise
         state = KvState.create(mmap.mmap(metadata_fd, metadata_bytes), spec, time.monotonic_ns())
+        state.carry(carried)
         if memory.hold_fd is not None:
             self._keeper.put(HOLD + spec.name, memory.hold_fd)
-        self._keeper.put(META + spec.name, metadata_fd)
         self._keeper.put(POOL + spec.name, memory.pool_fd)
+        self._keeper.put(META + spec.name, metadata_fd)  # last: it says that there is a pool
         pool = Pool(spec, state, memory.pool_fd, metadata_fd, read_only(metadata_fd), memory.hold_fd)
         self.by_name[spec.name] = pool
         log.info(
@@ -203,8 +261,8 @@ class Pools:
         """Forgets the pool and frees its memory."""
         log.warning("pool dropped", pool=pool.spec.name, reason=reason, bytes=pool.pool_bytes)
         del self.by_name[pool.spec.name]
+        self._keeper.drop(META + pool.spec.name)  # first: without it the rest is no pool
         self._keeper.drop(POOL + pool.spec.name)
-        self._keeper.drop(META + pool.spec.name)
         if pool.hold_fd is not None:
             self._gpus.let_go(pool.hold_fd)
             self._keeper.drop(HOLD + pool.spec.name)

@@ -147,9 +147,14 @@ def find_tip(parts: Parts, sequence: Sequence) -> None:
 
 
 def order_cached(parts: Parts) -> None:
-    """Sealed blocks without a user, least recently used first, a chain's end before its parents."""
+    """Sealed blocks without a user, least recently used first, a chain's end before its parents, whatever the records
+    say of their use: whoever used the end used all before it."""
     b = parts.blocks
     cached = [block for block, state in enumerate(b.state) if state == SEALED and not b.refs[block]]
+    for block in sorted(cached, key=lambda block: -b.depth[block]):
+        before = b.parent[block] & 0xFFFFFFFF
+        if before < b.num_blocks and b.link(before) == b.parent[block]:
+            b.last_use[before] = max(b.last_use[before], b.last_use[block])
     for block in sorted(cached, key=lambda block: (b.last_use[block], -b.depth[block])):
         b.cached.push(block)
 

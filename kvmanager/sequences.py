@@ -80,6 +80,7 @@ class Sequence:
     target_blocks: int = 0  # blocks of the tokens recorded when it was opened
     tip: Tip = Tip(0, b"", 0)  # noqa: RUF009 - a tuple
     revoked: bool = False
+    lost_len: int = 0  # slots that were valid in a pool whose KV was given up; until it is adopted
     moved_ns: int = 0  # when its KV last grew, or it was opened
     copy: Copy | None = None  # of the open row, or of one that its former owner has not released
     private: bool = False  # look-ups find none of its blocks; not in the record: an opener says it again

@@ -6,10 +6,10 @@ raise before they change anything; a failed assert means that memory and buffer 
 (the buffer still holds the last whole operation).
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Self
 
-from kvmanager import admission, commits, endings, following, grants, usage, views
+from kvmanager import admission, commits, endings, following, grants, salvage, usage, views
 from kvmanager.compare import compare
 from kvmanager.errors import Conflict
 from kvmanager.integrity import Finding, check_buffer
@@ -31,6 +31,7 @@ from kvmanager.parts import Outgoing, Parts
 from kvmanager.prefix import Hash, sha256
 from kvmanager.records import BOOT_EPOCH_AT
 from kvmanager.recover import load
+from kvmanager.salvage import Carried
 from kvmanager.sessions import Session, SessionState
 from kvmanager.store import WORD, Hook, Store
 
@@ -88,6 +89,10 @@ class KvState:
         last_use = max(parts.blocks.last_use)
         store.commit()
         return cls(parts, boot_epoch, max(now_ns, last_use))
+
+    def carry(self, carried: Iterable[Carried]) -> None:
+        """Keep another pool's requests; this one is new and as large. One operation each."""
+        salvage.store(self._parts, carried)
 
     def close(self) -> None:
         """Let go of the buffer, so that its mapping can be closed. No call follows."""
@@ -191,11 +196,8 @@ class KvState:
     def check_integrity(self) -> list[Finding]:
         """What is wrong with the metadata, or differs between it and what is derived from it. Empty: all is well."""
         parts = self._parts
-        found = check_buffer(parts.store.raw, parts.prefix.keys.digest)
-        if found:
-            return found
-        rebuilt = load(parts.store.raw, parts.layout, parts.store, parts.prefix.keys.digest)
-        return compare(parts, rebuilt)
+        raw, digest = parts.store.raw, parts.prefix.keys.digest
+        return check_buffer(raw, digest) or compare(parts, load(raw, parts.layout, parts.store, digest))
 
     # ----------------------------------------------------------------------------------- views
 

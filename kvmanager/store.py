@@ -17,11 +17,16 @@ import zlib
 from collections.abc import Callable
 
 from kvmanager.layout import Buffer, CorruptMetadata, MetaLayout
-from kvmanager.records import REDO_CHECKSUM_AT, REDO_LENGTH_AT, SEQLOCK_AT
+from kvmanager.records import BOOT_EPOCH_AT, REDO_CHECKSUM_AT, REDO_LENGTH_AT, SEQLOCK_AT
 
 PAIR = struct.Struct("<QI")
 WORD = struct.Struct("<Q")
 Hook = Callable[[int, bytes], None]
+
+
+def condemn(buffer: Buffer) -> None:
+    """One store, after which no daemon trusts this metadata again (`check_buffer`)."""
+    memoryview(buffer).cast("B")[BOOT_EPOCH_AT : BOOT_EPOCH_AT + 8] = bytes(8)
 
 
 class Store:

@@ -45,7 +45,7 @@ def test_every_flag_that_is_named_exists():
     known = {"--help"}
     for verb in VERBS:
         command = kvmanager.get_command(click.Context(kvmanager), verb)
-        known |= {flag for option in command.params for flag in option.opts}
+        known |= {flag for option in command.params for flag in (*option.opts, *option.secondary_opts)}
     assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", TEXT)) <= known
 
 

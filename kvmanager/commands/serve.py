@@ -14,6 +14,7 @@ import click
 from holdfast import settings
 from kvmanager.config import KvManagerSettings
 from kvmanager.interpreter import python
+from kvmanager.keeper import SPARE
 
 
 @click.command()
@@ -28,7 +29,7 @@ def serve(before: Mapping[str, Any] | None, /, **flags: Any) -> int:
     """
     chosen = load(before, flags)
     if chosen.keeper is None:
-        start_keeper(chosen, daemon_command(chosen))
+        start_keeper(chosen, daemon_command(chosen), spare=chosen.spare_daemon)
     from kvmanager import daemon  # noqa: PLC0415 - numpy and the whole of the state, for this process alone
 
     return daemon.run(chosen)
@@ -55,24 +56,14 @@ def load(before: Mapping[str, Any] | None, flags: Mapping[str, Any]) -> KvManage
 
 
 def daemon_command(chosen: KvManagerSettings) -> Sequence[str]:
-    """How the keeper starts its daemon: this verb, with every setting as it was judged here."""
+    """How the keeper starts its daemon, with every setting as it was judged here."""
     values = chosen.model_dump(exclude_none=True) | {"keeper": chosen.sockets.keeper}
-    return (
-        *python(),
-        "kvmanager",
-        "serve",
-        *(as_flag(name.replace("_", "-"), v) for name, v in values.items()),
-    )
+    options = (f"--{name.replace('_', '-')}={value}" for name, value in values.items())
+    return *python(), "kvmanager.standby", *options
 
 
-def as_flag(name: str, value: object) -> str:
-    if isinstance(value, bool):
-        return f"--{name}" if value else f"--no-{name}"
-    return f"--{name}={value}"
-
-
-def start_keeper(chosen: KvManagerSettings, child: Sequence[str]) -> None:
-    """Becomes the keeper; `child` is its daemon's command."""
+def start_keeper(chosen: KvManagerSettings, child: Sequence[str], *, spare: bool = False) -> None:
+    """Becomes the keeper; `child` is its daemon's command, and the spare's if there is to be one."""
     arguments = (str(chosen.run_dir), chosen.log_format, chosen.log_level, *child)
-    command = (*python(), "kvmanager.keeper", *arguments)
+    command = (*python(), "kvmanager.keeper", *([SPARE] if spare else []), *arguments)
     os.execv(sys.executable, command)  # noqa: S606 - there is no shell to want

@@ -88,5 +88,5 @@ def test_both_daemons_take_the_request_and_only_one_evicts() -> None:
     for number in range(20):
         plain.request([number * 200 + place for place in range(112)])
     state = plain.link.state
-    assert (state.evictions, state.counts().cached, state.prefix_queries) == (0, 0, 0)
+    assert (state.evictions, state.counts().cached, state.prefix.queries) == (0, 0, 0)
     assert state.check_integrity() == []

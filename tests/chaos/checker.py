@@ -72,6 +72,9 @@ def summary(faults: Sequence[Fault], streams: Sequence[Stream], least: int) -> d
             }
             for kind, gaps in felt.items()
         },
+        "worst_ms": sorted(
+            (round(1000 * max(stalls(fault, streams), default=0.0)) for fault in counted), reverse=True
+        )[:20],
         "cold_replacements": sum(fault.cold for fault in faults),
         "streams": len(streams),
         "tokens": sum(len(tokens) for stream in streams for tokens in stream.tokens.values()),

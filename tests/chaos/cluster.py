@@ -26,18 +26,26 @@ class Cluster:
     """`with Cluster(folder) as cluster:`; whatever it started ends with it."""
 
     def __init__(
-        self, folder: Path, *, kvmanager: Sequence[str] = (), compute: Sequence[str] = (), workers: int = 2
+        self,
+        folder: Path,
+        *,
+        model: Path | None = None,
+        kvmanager: Sequence[str] = (),
+        compute: Sequence[str] = COMPUTE,
+        workers: int = 2,
+        module: str = "compute",
     ) -> None:
+        """`module`: what is run as a worker; one of its own is always started cold."""
         self.folder = folder
         self.service = Service(
-            demo_model(),
+            model or demo_model(),
             folder / "run",
             free_port(),
             workers=0,
             logs=folder / "logs",
             kvmanager_args=kvmanager,
         )
-        self.compute, self.workers = (*COMPUTE, *compute), workers
+        self.compute, self.workers, self.module = compute, workers, module
         self._number = 0
         self._pids: set[int] = set()
         self.unexpected = 0  # workers that ended although nobody had killed them
@@ -119,10 +127,10 @@ class Cluster:
         argv = ["serve", *run, "--worker-id", name, *self.compute]
         log = self.folder / "logs" / f"{name}.log"
         log.parent.mkdir(exist_ok=True)
-        if cold:
+        if cold or self.module != "compute":
             with log.open("ab") as sink:
                 process = subprocess.Popen(
-                    [sys.executable, "-m", "tools.part", "compute", *argv],
+                    [sys.executable, "-m", "tools.part", self.module, *argv],
                     stderr=sink,
                     env=environment(),
                     process_group=0,

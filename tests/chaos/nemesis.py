@@ -16,6 +16,8 @@ from tests.chaos.workload import Stream
 
 SETTLE_S = (0.3, 1.2)  # between a recovery and the next fault
 COLD_SHARE = 0.12
+SUPERVISOR_S = 1.0
+STEADY_S = 2.0  # a daemon in service for a second has a spare beside it half a second later
 
 
 @dataclass(slots=True)
@@ -65,8 +67,8 @@ class Nemesis:
         return sum(stream.in_decode() for stream in self.streams[-200:])
 
     async def replace(self, *, cold: bool) -> None:
-        """Another worker for the one that is gone."""
-        await asyncio.sleep(0.1)
+        """Another worker for the one that is gone, a moment later, as a supervisor's back-off has it."""
+        await asyncio.sleep(SUPERVISOR_S)
         self.cluster.reap()
         await asyncio.to_thread(self.cluster.start_worker, cold=cold)
         await asyncio.to_thread(self.cluster.until_ready, self.cluster.workers)
@@ -85,6 +87,7 @@ class Nemesis:
         self.note("daemon", self.decoding())
         send(status.pid, signal.SIGKILL)
         await asyncio.to_thread(self.cluster.until_ready, self.cluster.workers)
+        await asyncio.sleep(STEADY_S)
 
     async def do_double(self) -> None:
         """The daemon, and a worker a moment before or after."""
@@ -101,7 +104,18 @@ class Nemesis:
         await self.busiest()
         self.note("gateway", self.decoding())
         await asyncio.to_thread(self.cluster.restart_gateway)
-        await asyncio.sleep(1.0)
+        await self._until_flowing(self.faults[-1].at)
+
+    async def _until_flowing(self, since: float) -> None:
+        """Whoever reads has heard something since."""
+        deadline = time.monotonic() + 20
+        while time.monotonic() < deadline:
+            last = [
+                max(map(max, stream.times.values())) for stream in self.streams[-200:] if stream.in_decode()
+            ]
+            if last and min(last) > since:
+                return
+            await asyncio.sleep(0.1)
 
     async def do_zombie(self) -> None:
         """Stopped until others have adopted its sequences, then woken: what it writes late must harm nobody."""

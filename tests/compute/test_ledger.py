@@ -3,8 +3,8 @@
 from dataclasses import replace
 
 from compute.ledger import Held, Ledger
-from compute.scheduler import TokenEvent
-from kvmanager.messages import Commit, CommitEntry, FinishReason, Grant, Refusal, SequenceId
+from compute.scheduler import Rejection, TokenEvent
+from kvmanager.messages import Commit, CommitEntry, Fenced, FinishReason, Grant, Refusal, SequenceId
 from tests.support.kv import fork_message, open_message
 
 ONE, TWO = (SequenceId(bytes([n]) * 16) for n in (1, 2))
@@ -37,6 +37,23 @@ def test_an_answer_stands_for_everything_before_it() -> None:
     shown = ledger_with(event(ONE)).answered(3)
     assert [one.held.number for one in shown] == [1, 2, 3]
     assert [one.held.step for one in shown if one.events] == [5, 6]
+
+
+def test_what_has_no_commit_of_its_own_waits_for_the_last_message_on_its_way() -> None:
+    """What it says again may stand in a commit that is not acknowledged."""
+    ledger = ledger_with(event(TWO))
+    assert ledger.follow([event(TWO)])
+    ledger.answered(2)
+    [shown] = ledger.answered(3)
+    assert [one.sequence for one in shown.events] == [ONE, TWO]
+    assert not ledger.follow([event(TWO)]), "nothing is on its way: now"
+
+
+def test_a_hand_over_is_told_once_it_is_recorded() -> None:
+    told = Rejection(sequence=ONE, client=b"c", code=9, message="go elsewhere")
+    ledger = Ledger()
+    ledger.sent(Held(1, Fenced(sequence=ONE, epoch=1), rejections=(told,)))
+    assert [list(shown.rejections) for shown in ledger.answered(1)] == [[told]]
 
 
 def test_a_refused_entry_is_not_shown() -> None:

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from compute.reconcile import answer, by_sequence, given_up
 from compute.scheduler.floats import Float
 from kvmanager.errors import Fenced as FencedError
+from kvmanager.errors import ResourceExhausted
 from kvmanager.messages import (
     Acked,
     BlockRef,
@@ -104,14 +105,21 @@ def moves(draw: st.DrawFn) -> list[tuple[int, int, bool]]:
     moves=moves(),
     depth=st.sampled_from([1, 2]),
     num_blocks=st.sampled_from([12, 24]),
+    max_num_seqs=st.sampled_from([1, 4]),
     count=st.integers(1, 4),
     n=st.integers(1, 3),
 )
 def test_daemons_that_die_at_any_moment_change_no_token_and_lose_no_block(
-    moves: list[tuple[int, int, bool]], depth: int, num_blocks: int, count: int, n: int
+    moves: list[tuple[int, int, bool]],
+    depth: int,
+    num_blocks: int,
+    max_num_seqs: int,
+    count: int,
+    n: int,
 ) -> None:
-    """With grants, commits, releases, forks, preemptions and steps on their way, as they come."""
-    pair = Pair(num_blocks=num_blocks, depth=depth, max_num_seqs=4)
+    """With grants, commits, releases, forks, preemptions and steps on their way, as they come. With few records forks
+    are refused for want of one, and begin again."""
+    pair = Pair(num_blocks=num_blocks, depth=depth, max_num_seqs=max_num_seqs)
     requests = [
         make_request(i + 1, [i + 2] * (3 * i + 2), max_tokens=9, ignore_eos=True) for i in range(count)
     ]
@@ -126,7 +134,7 @@ def test_daemons_that_die_at_any_moment_change_no_token_and_lose_no_block(
     for request in requests:
         assert pair.output(request) == expected_output(request)[0]
         assert len(pair.ends(request)) == 1
-    assert not pair.refusals
+    assert all(refusal.code == ResourceExhausted.code for refusal in pair.refusals)
     assert pair.state.check_integrity() == []
     counts = pair.state.counts()
     assert (counts.granted, pair.used_blocks(), len(pair.scheduler._float)) == (0, 0, 0)

@@ -48,18 +48,18 @@ def test_a_daemon_that_is_silent_for_two_seconds_stops_no_step(own: Service) -> 
     assert (len(stream.tokens), stream.finish) == (1800, LENGTH)
 
 
-def test_a_killed_daemon_ends_every_request_and_the_worker(own: Service) -> None:
-    """Each request hears UNAVAILABLE, the process exits 1 with a line that says why."""
-    worker = own.worker()
+def test_sequences_of_a_gateway_that_nobody_replaces_end_after_a_while(own: Service) -> None:
+    """Their record says CANCELLED, and their blocks come back."""
+    own.worker("w", "--gateway-ttl", "0.2")
     own.until_logged("w", "ready")
     gateway = own.gateway()
-    streams = [gateway.submit([5, 6, i], stopping={"max_tokens": 1900}) for i in range(3)]
-    gateway.until(lambda: all(stream.tokens for stream in streams))
-    os.kill(own.daemon_pid(), signal.SIGKILL)
-    gateway.until_ended(*streams)
-    assert [one.error for one in streams] == [Unavailable.code] * 3
-    assert worker.wait(DEADLINE_S) == 1
-    assert own.until_logged("w", "worker ends")["reason"] == "the KV manager is gone"
+    stream = gateway.submit([5, 6, 7], stopping={"max_tokens": 2000})
+    gateway.until(lambda: stream.tokens)
+    gateway.close()
+    ended = own.until_logged("w", "request ended")
+    assert ended["reason"] == "cancelled"
+    assert 0 < ended["output_tokens"] < 2000
+    own.until_unused()
 
 
 def test_sigterm_finishes_what_runs_and_rejects_what_comes(own: Service) -> None:

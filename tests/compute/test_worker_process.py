@@ -120,13 +120,19 @@ def test_garbage_is_dropped_and_the_worker_serves_on(shared: Service, gateway: G
     assert shared.until_logged("w", "dropped a message on the worker's socket")["reason"]
 
 
-def test_a_gateway_that_vanishes_takes_its_sequences_along(shared: Service) -> None:
-    """Nobody reads what they would give: they end, and their blocks come back."""
+def test_a_gateway_that_vanishes_leaves_its_sequences_to_another(shared: Service, gateway: Gateway) -> None:
+    """They run on; whoever asks for one hears its last token again, and the rest."""
     lost = Gateway(shared.folder / "worker-w.sock")
     stream = lost.submit([5, 6, 7], stopping={"max_tokens": 2000})
-    lost.until(lambda: stream.tokens)
+    lost.until(lambda: len(stream.tokens) > 5)
     lost.close()
     shared.until_logged("w", "a gateway is gone")
+    (sequence,) = lost.streams
+    rest = gateway.submit([5, 6, 7], sequence=sequence, stopping={"max_tokens": 2000}, adopt=True)
+    gateway.until_ended(rest)
+    assert rest.last is not None
+    assert (rest.finish, rest.last.first_position) == (LENGTH, 3 + 2000 - 1)
+    assert len(stream.tokens) <= 2000 - len(rest.tokens) + 1
     shared.until_unused()
 
 

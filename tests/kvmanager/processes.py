@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from holdfast.rundir import RunDir
 from holdfast.v1 import kvmanager_pb2 as pb
 from kvmanager.client import AdminClient, AttachSpec, DaemonLink, attach
 from kvmanager.errors import KvError
+from kvmanager.keeper_link import KeeperError, KeeperLink
 from kvmanager.messages import Commit, CommitEntry, Grant, Holdings, OpenOrAdopt
 
 PATIENCE_S = 30.0
@@ -37,6 +39,40 @@ def eventually(ask, accept=bool, patience_s=PATIENCE_S):
             return answer
         assert time.monotonic() < deadline, f"still {answer!r} after {patience_s} s"
         time.sleep(0.02)
+
+
+def listens(path: Path) -> bool:
+    """Whether a keeper answers there."""
+    try:
+        KeeperLink(path).close()
+    except KeeperError:
+        return False
+    return True
+
+
+class Keeper:
+    """A keeper alone, or with a child of the test's own."""
+
+    def __init__(self, *child: str, options: Sequence[str] = ()) -> None:
+        self.path = Path(tempfile.mkdtemp(prefix="hf"))
+        self.socket = self.path / "keeper.sock"
+        self.errors, self.options = self.path / "log", options
+        with self.errors.open("wb") as log:
+            self.process = subprocess.Popen(self.command(*child), stderr=log, env=ENVIRON, cwd=ROOT)
+        eventually(lambda: listens(self.socket) or self.process.poll() is not None)
+
+    def command(self, *child: str) -> list[str]:
+        own = [sys.executable, "-m", "kvmanager.keeper", *self.options]
+        return [*own, str(self.path), "json", "debug", *child]
+
+    def log(self, message: str) -> list[dict[str, Any]]:
+        lines = [json.loads(line) for line in self.errors.read_text().splitlines() if line.startswith("{")]
+        return [line for line in lines if message in line["message"]]
+
+    def close(self) -> None:
+        self.process.terminate()
+        self.process.wait(PATIENCE_S)
+        shutil.rmtree(self.path)
 
 
 class Service:

@@ -131,14 +131,14 @@ def test_a_lost_workers_order_is_the_orphans() -> None:
 
 
 def begun() -> tuple[KvState, Worker, Worker, int]:
-    """Worker a runs sequence 1 on a tail; worker b has opened the same tokens as sequence 2."""
+    """Worker a runs sequence 1 on a tail; worker b has opened other tokens as sequence 2."""
     state, a = pool(12)
     a.grant(4, starving=True)
     a.start(1, PROMPT[:3])
     a.step(1, 4)
     b = Worker(state, "b")
     b.grant(2)
-    b.start(2, PROMPT[:5])
+    b.start(2, [9] * 5)
     [tail] = [block.id for block in state.blocks("tail")]
     return state, a, b, tail
 

@@ -1,12 +1,9 @@
 """The keeper: what it holds outlives who gave it, and one run directory has one keeper."""
 
-import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 
@@ -14,29 +11,7 @@ import pytest
 
 from kvmanager import fds
 from kvmanager.keeper_link import KeeperBusyError, KeeperError, KeeperLink
-from tests.kvmanager.processes import ENVIRON, PATIENCE_S, ROOT, eventually
-
-
-class Keeper:
-    def __init__(self, *child):
-        self.path = Path(tempfile.mkdtemp(prefix="hf"))
-        self.socket = self.path / "keeper.sock"
-        self.errors = self.path / "log"
-        with self.errors.open("wb") as log:
-            self.process = subprocess.Popen(self.command(*child), stderr=log, env=ENVIRON, cwd=ROOT)
-        eventually(lambda: self.socket.exists() or self.process.poll() is not None)
-
-    def command(self, *child):
-        return [sys.executable, "-m", "kvmanager.keeper", str(self.path), "json", "debug", *child]
-
-    def log(self, message):
-        lines = [json.loads(line) for line in self.errors.read_text().splitlines()]
-        return [line for line in lines if message in line["message"]]
-
-    def close(self):
-        self.process.terminate()
-        self.process.wait(PATIENCE_S)
-        shutil.rmtree(self.path)
+from tests.kvmanager.processes import ENVIRON, PATIENCE_S, ROOT, Keeper, eventually, listens
 
 
 @pytest.fixture
@@ -184,14 +159,6 @@ def test_sockets_of_a_keeper_that_was_killed_are_replaced(keeper):
     finally:
         again.terminate()
         assert again.wait(PATIENCE_S) == 0
-
-
-def listens(path):
-    try:
-        KeeperLink(path).close()
-    except KeeperError:
-        return False
-    return True
 
 
 def test_a_child_that_dies_is_started_again_with_growing_pauses():

@@ -414,16 +414,18 @@ def test_a_death_before_any_step_of_an_adopted_sequence_makes_it_a_suspect() -> 
 
 def test_a_worker_has_one_suspect_at_a_time() -> None:
     state, a = pool(24)
-    for number in (1, 2, 3):
-        opened(a, number)
+    own = {number: [number] * len(PROMPT) for number in (1, 2, 3)}
+    for number, ids in own.items():
+        opened(a, number, ids)
     lose(a)
     b, c = Worker(state, "b"), Worker(state, "c")
-    assert opened(b).alone
-    assert b.start(2, PROMPT, 12) == Wait(sequence=sequence_id(2), needed_blocks=0, available_blocks=0)
-    assert opened(c, 3).alone, "another worker has its own"
+    assert opened(b, 1, own[1]).alone
+    wait = Wait(sequence=sequence_id(2), needed_blocks=0, available_blocks=0, for_prefix=True)
+    assert b.start(2, own[2], 12) == wait
+    assert opened(c, 3, own[3]).alone, "another worker has its own"
     b.grant(2, starving=True)
     b.step(1, 7)
-    assert opened(b, 2).alone
+    assert opened(b, 2, own[2]).alone
 
 
 def test_a_suspect_that_is_preempted_before_its_first_step_stays_one() -> None:

@@ -127,7 +127,8 @@ def test_another_tenant_finds_nothing() -> None:
 
 
 def test_the_block_that_begins_with_the_most_is_copied() -> None:
-    state = KvState.create(buffer_for(SPEC), SPEC, 0)
+    spec = pool_spec(32)
+    state = KvState.create(buffer_for(spec), spec, 0)
     worker = Worker(state, "a")
     for number, prompt in enumerate(([1, 2, 9, 9], [1, 2, 3, 9], [1, 2, 3, 8], [1, 9, 3, 4])):
         fill(worker, number, prompt)
@@ -170,11 +171,12 @@ def test_a_bypassing_prompt_finds_nothing_and_is_found() -> None:
 
 
 def test_without_the_cache_nothing_is_found_and_nothing_is_kept() -> None:
-    state = KvState.create(buffer_for(SPEC), SPEC, 0)
+    spec = pool_spec(32)
+    state = KvState.create(buffer_for(spec), spec, 0)
     a, b = Worker(state, "a"), Worker(state, "b")
     fill(a, 1, PROMPT)
     assert fill(b, 2, PROMPT, no_cache=True).cached_len == 0
-    assert (state.prefix_queries, state.prefix_hits) == (8, 0), "nothing was looked up for it"
+    assert (state.prefix.queries, state.prefix.hits) == (8, 0), "nothing was looked up for it"
     other = [9, *PROMPT[1:]]
     fill(b, 3, other, no_cache=True)
     assert cached(state, [*other, 9]) == 0

@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import mmap
 import os
 import signal
 import subprocess
@@ -13,7 +12,6 @@ import pytest
 from holdfast.v1 import kvmanager_pb2 as pb
 from kvmanager.client import attach
 from kvmanager.errors import Fenced, Mismatch
-from kvmanager.keeper_link import KeeperLink
 from kvmanager.messages import CommitEntry, FinishReason, Holding, OpenKind, Release, SequenceRef
 from tests.kvmanager.processes import (
     ENVIRON,
@@ -164,27 +162,6 @@ def test_a_worker_that_does_not_come_back_is_lost_and_killed(service):
         opened = worker.open([*PROMPT, 7], sequence=sequence, prompt_len=len(PROMPT))
         assert (opened.kind, opened.epoch, opened.kv_len) == (OpenKind.ADOPTED, 2, 40)
         assert list(opened.token_ids) == [*PROMPT, 7]
-
-
-def test_metadata_that_cannot_be_trusted_costs_the_pool_and_nothing_else(service):
-    with Worker(service.sockets) as worker:
-        worker.commit(worker.entry(worker.open()))
-        spoil(service, worker.attachment.pool)
-        status = kill_daemon(service)
-    assert not status.pools
-    assert any(line["level"] == "error" for line in service.log("cannot be trusted"))
-    with Worker(service.sockets, worker_id="w1") as worker:
-        assert worker.open().cached_len == 0
-
-
-def spoil(service, pool):
-    """Overwrites block records, as no daemon would."""
-    keeper = KeeperLink(service.sockets.keeper)
-    fd = keeper.get(f"meta.{pool}")
-    with mmap.mmap(fd, 0) as memory:
-        memory[4096:8192] = os.urandom(4096)
-    os.close(fd)
-    keeper.close()
 
 
 def test_a_daemon_that_stops_beating_is_killed_and_replaced(service):

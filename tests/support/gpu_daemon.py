@@ -2,12 +2,7 @@
 
 import sys
 
-from holdfast import settings
-from kvmanager import daemon
-from kvmanager.config import KvManagerSettings
+from kvmanager import standby
 
 if __name__ == "__main__":
-    pairs = (argument.removeprefix("--").split("=", 1) for argument in sys.argv[1:])
-    flags = {name.replace("-", "_"): value for name, value in pairs}
-    chosen = settings.load(KvManagerSettings, "kvmanager", flags)
-    sys.exit(daemon.run(chosen, "tests.support.gpu_allocator"))
+    sys.exit(standby.main(sys.argv[1:], "tests.support.gpu_allocator"))

@@ -1,6 +1,8 @@
-"""`python -m tests.support.gpu_worker RUN_DIR MODEL write BLOCK VALUE | read BLOCK`: a worker of a fake GPU's pool.
+"""`python -m tests.support.gpu_worker RUN_DIR MODEL write BLOCK VALUE | read BLOCK | open`: a worker of a fake GPU's
+pool.
 
-Says one line, `written`, the block's value, or the daemon's refusal, and stays until its input ends.
+Says one line, `written`, the block's value, the new sequence's id, or the daemon's refusal, and stays until its input
+ends.
 """
 
 import sys
@@ -9,7 +11,7 @@ from pathlib import Path
 from holdfast.rundir import RunDir
 from kvmanager.client import Attachment, attach
 from kvmanager.errors import KvError
-from tests.kvmanager.processes import attach_spec
+from tests.kvmanager.processes import Worker, attach_spec
 from tests.support.fake_gpu import UUID
 from tests.support.gpu_pool import layout_of, map_fake
 
@@ -26,7 +28,13 @@ def act(attachment: Attachment, layout, verb: str, block: str, value: str = "") 
 def main(run_dir: str, model: str, *action: str) -> None:
     sockets = RunDir(Path(run_dir))
     worker_id = f"{model}-{action[0]}"
-    spec = attach_spec(sockets, device=UUID, model=model, worker_id=worker_id, peak_bytes=2**20)
+    stated = {"device": UUID, "model": model, "worker_id": worker_id, "peak_bytes": 2**20}
+    spec = attach_spec(sockets, **stated)
+    if action[0] == "open":
+        with Worker(sockets, **stated) as worker:
+            print(worker.open().sequence.hex(), flush=True)
+            sys.stdin.read()
+        return
     try:
         with attach(sockets, lambda: spec, 30.0) as attachment:
             print(act(attachment, layout_of(spec), *action), flush=True)

@@ -45,6 +45,7 @@ class Stream:
 
     tokens: list[int] = field(default_factory=list)
     next: int | None = None  # position of the token to come
+    again: bool = False  # another gateway had begun it: its last token may come twice
     finish: int = 0
     error: int = 0
     message: str = ""
@@ -72,7 +73,7 @@ class Gateway:
     def submit(self, prompt: list[int], *, sequence: bytes | None = None, **fields: Any) -> Stream:
         """`fields` override those of the Submit; `stopping` and `sampling` are dicts."""
         sequence = sequence or secrets.token_bytes(16)
-        stream = self.streams.setdefault(sequence, Stream())
+        stream = self.streams.setdefault(sequence, Stream(again=bool(fields.get("adopt"))))
         sampling = {"temperature": 0.0, "seed": 1} | fields.pop("sampling", {})
         stopping = {"max_tokens": 8, "ignore_eos": True} | fields.pop("stopping", {})
         submit = {
@@ -113,9 +114,13 @@ class Gateway:
         for entry in reply.tokens.entries:
             stream = self.streams[entry.sequence]
             assert not stream.ended, "tokens after the end"
-            assert stream.next in {None, entry.first_position}, "a gap"
-            stream.next = entry.first_position + len(entry.token_ids) // 4
-            stream.tokens.extend(struct.unpack(f"<{len(entry.token_ids) // 4}I", entry.token_ids))
+            ids = struct.unpack(f"<{len(entry.token_ids) // 4}I", entry.token_ids)
+            start = entry.first_position if stream.next is None else stream.next
+            had = start - entry.first_position
+            assert had == 0 or (stream.again and 0 < had <= len(ids)), "a gap"
+            assert list(ids[:had]) == stream.tokens[len(stream.tokens) - had :], "another token"
+            stream.next = entry.first_position + len(ids)
+            stream.tokens.extend(ids[had:])
             stream.finish, stream.last = entry.finish, entry
 
     def until(self, what: Any, deadline_s: float = DEADLINE_S) -> None:
