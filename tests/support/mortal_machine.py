@@ -1,5 +1,6 @@
 """Workers and daemons end, as rules on the pool machine: lost, proven dead, adopted from, handed over, restarted."""
 
+from dataclasses import replace
 from typing import Any
 
 from hypothesis import strategies as st
@@ -78,6 +79,9 @@ class MortalMachine(PoolMachine):
         if isinstance(reply, Refused):
             assert "rows" in reply.message
             return
+        if self.waits_alone(reply, number, name):
+            self.check_unasked(worker.unasked)
+            return
         expected = self.model.adopt(number, name)
         if isinstance(expected, tuple):
             assert reply == self.wait(number, expected)
@@ -89,6 +93,14 @@ class MortalMachine(PoolMachine):
     def wait(self, number: int, expected: tuple[int, int]) -> Wait:
         needed, available = expected
         return Wait(sequence=sequence_id(number), needed_blocks=needed, available_blocks=available)
+
+    def waits_alone(self, reply: Any, number: int, name: str) -> bool:
+        """A suspect waits behind another that the worker runs."""
+        other = self.model.suspect_before(self.model.seqs[number], name)
+        if other is not None:
+            told = self.model.wait_behind(number, name, other)
+            assert reply == replace(self.wait(number, (0, 0)), for_prefix=told)
+        return other is not None
 
     def check_adopted(self, reply: Any, number: int, row: list[int], suspect: bool) -> None:
         seq = self.model.seqs[number]

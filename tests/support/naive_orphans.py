@@ -63,16 +63,24 @@ class MortalPool(NaivePool):
             return False
         return True
 
-    def waits_for_suspect(self, seq: Seq, session: str) -> bool:
-        """Those of whom workers died, perhaps, are run one at a time."""
-        others = [s for s in self.seqs.values() if s.state == "open" and s.owner == session]
-        return seq.deaths > 0 and any(s.deaths and not s.stepped for s in others)
+    def suspect_before(self, seq: Seq, session: str) -> int | None:
+        """Those of whom workers died, perhaps, are run one at a time: who is before this one."""
+        if not seq.deaths:
+            return None
+        others = {n: s for n, s in self.seqs.items() if s.state == "open" and s.owner == session}
+        return next((n for n, s in others.items() if s.deaths and not s.stepped), None)
+
+    def wait_behind(self, number: int, session: str, other: int) -> bool:
+        """Until the other has committed anything; whether Retry will say so."""
+        leader = self.seqs[other]
+        if leader.revoked or leader.tip is None:
+            return False
+        self.add_follower((other, leader.epoch), leader.kv + 1, session, number)
+        return True
 
     def adopt(self, number: int, session: str) -> tuple[int, int] | list[int]:
         """The new row; (needed, available) while it has to wait."""
         seq = self.seqs[number]
-        if self.waits_for_suspect(seq, session):
-            return 0, 0
         seq.owner = session
         reply = self.open(number, seq) if seq.begins_anew else self.renew(seq)
         assert reply is not None

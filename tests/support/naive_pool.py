@@ -75,10 +75,7 @@ class NaivePool(NaiveBlocks):
         one without KV: a preempted one, or an orphan, which waits for nobody's prefix."""
         led = None if seq.state == "orphaned" else self.leader(seq)
         if led is not None:
-            self.turns += 1
-            waiting = self.waits.setdefault((led[0], self.seqs[led[0]].epoch), [])
-            waiting.append((led[1], self.turns, seq.owner, number))
-            waiting.sort()
+            self.add_follower((led[0], self.seqs[led[0]].epoch), led[1], seq.owner, number)
             return None
         hits = self.find(seq.tenant, seq.tokens)
         pending = self.blocks_of(seq) - len(hits) + 1 + self.reserve() - (seq.state == "orphaned")
@@ -103,6 +100,12 @@ class NaivePool(NaiveBlocks):
         self.order_copy(seq, source, slots)
         seq.kv += slots
         return seq.row
+
+    def add_follower(self, leader: tuple[int, int], until: int, session: str, number: int) -> None:
+        self.turns += 1
+        waiting = self.waits.setdefault(leader, [])
+        waiting.append((until, self.turns, session, number))
+        waiting.sort()
 
     def order_copy(self, seq: Seq, source: int, slots: int) -> None:
         [block] = self.take(seq.owner, 1)
