@@ -48,13 +48,13 @@ class Stream:
 
 
 def works(seed: int, count: int, tokens: int) -> list[Work]:
-    """`count` requests: greedy, sampled, several at once; prompts from a few tokens to many blocks."""
+    """`count` requests: greedy, sampled, several at once, beam searches; prompts from a few tokens to many blocks."""
     rng = random.Random(seed)
     return [make(rng, number, tokens) for number in range(count)]
 
 
 def make(rng: random.Random, number: int, tokens: int) -> Work:
-    kind = ("greedy", "sampled", "sampled", "several", "penalised")[number % 5]
+    kind = ("greedy", "sampled", "sampled", "several", "penalised", "beam")[number % 6]
     length = rng.choice((8, 40, 150, 400))
     options: dict[str, Any] = {"max_tokens": rng.randint(tokens // 2, tokens), "ignore_eos": True}
     options |= {"seed": rng.getrandbits(32)}
@@ -64,6 +64,8 @@ def make(rng: random.Random, number: int, tokens: int) -> Work:
         options |= {"n": 3, "temperature": 0.9}
     elif kind == "penalised":
         options |= {"temperature": 0.7, "repetition_penalty": 1.2, "top_p": 0.9}
+    elif kind == "beam":
+        options |= {"beam_width": 3, "n": 2, "temperature": 0.0}
     prompt = " ".join(rng.choice(WORDS) for _ in range(length))
     return Work(f"{kind}-{number}", prompt, tuple(options.items()))
 

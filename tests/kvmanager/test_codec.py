@@ -49,6 +49,7 @@ from kvmanager.messages import (
     Resume,
     Retry,
     Revoke,
+    SearchMember,
     SequenceRef,
     Wait,
     WorkerState,
@@ -61,6 +62,13 @@ ids = st.lists(u32, max_size=20).map(tuple)
 sequences = st.binary(min_size=16, max_size=16)
 block = st.builds(BlockRef, u32, u32)
 blocks = st.lists(block, max_size=8).map(tuple)
+members = st.builds(
+    SearchMember,
+    sequences,
+    ids,
+    st.floats(allow_nan=False, allow_infinity=False),
+    st.sampled_from(FinishReason),
+)
 text = st.text(st.characters(codec="utf-8", exclude_categories=("C", "Z")), max_size=60)
 code = st.sampled_from(sorted(BY_CODE))
 rates = st.floats(0, 1e12)
@@ -152,6 +160,7 @@ REPLIES = {
         lost_len=u32,
         alone=st.booleans(),
         copies=st.lists(st.builds(CopyOrder, block, block, u32), max_size=2).map(tuple),
+        members=st.lists(members, max_size=3).map(tuple),
     ),
     Wait: st.builds(
         Wait, sequence=sequences, needed_blocks=u32, available_blocks=u32, for_prefix=st.booleans()

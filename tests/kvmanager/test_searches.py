@@ -6,7 +6,17 @@ from typing import Any
 import pytest
 
 from kvmanager import errors
-from kvmanager.messages import CommitEntry, FinishReason, Opened, Release, SequenceRef
+from kvmanager.messages import (
+    CommitEntry,
+    Fenced,
+    FinishReason,
+    Opened,
+    OpenKind,
+    Release,
+    SearchMember,
+    SequenceRef,
+)
+from kvmanager.salvage import salvage
 from kvmanager.sequences import Role, SequenceState
 from kvmanager.state import KvState
 from tests.support.kv import (
@@ -190,19 +200,8 @@ def test_entries_of_a_search_are_taken_all_or_none(monkeypatch: pytest.MonkeyPat
     assert not worker.commit(beam(2, 8), beam(3, 9)).refusals
 
 
-def test_a_lost_worker_leaves_nothing_of_its_beams() -> None:
-    state, worker = search()
-    worker.commit(beam(2, 8), hypothesis(3, 9))
-    worker.give_back()
-    state.lose(worker.session, 5)
-    assert known(state).keys() == {1}
-    assert state._parts.sequences.searches == {}
-    assert state.check_integrity() == []
-    state.dead(worker.session)
-
-
 def test_a_new_daemon_finds_what_a_search_recorded() -> None:
-    """Scores and roles are in the records; the search itself ends with its worker."""
+    """Scores, roles and the width are in the records: the room it is owed stays its own."""
     spec = pool_spec(32)
     buffer = buffer_for(spec)
     state = KvState.create(buffer, spec, 0)
@@ -215,4 +214,124 @@ def test_a_new_daemon_finds_what_a_search_recorded() -> None:
     assert scores == [-2.25, -1.25]
     again = KvState.recover(buffer, 1)
     assert again.check_integrity() == []
-    assert known(again).keys() == {1}
+    assert known(again).keys() == {1, 2, 3}
+    assert again._parts.sequences.searches == {GROUP: 2}
+
+
+# --------------------------------------------------------------------------------------------- adoption
+
+
+def lost(*entries: CommitEntry) -> tuple[KvState, Worker, Worker]:
+    """A search whose worker is gone, and another worker."""
+    state, a = search()
+    assert not a.commit(*entries).refusals
+    a.give_back()
+    b = Worker(state, "b")
+    b.grant(4, starving=True)
+    state.lose(a.session, 5)
+    assert state.check_integrity() == []
+    return state, a, b
+
+
+def take_over(worker: Worker) -> Opened:
+    reply = worker.start(1, PROMPT, 8, group=GROUP, beam_width=2)
+    assert isinstance(reply, Opened)
+    assert worker.state.check_integrity() == []
+    return reply
+
+
+def test_an_adopter_is_told_what_the_search_consists_of() -> None:
+    """The search is parked at once, without a row; its hypotheses are the adopter's, its beams still nobody's."""
+    state, _, b = lost(beam(2, 8), hypothesis(3, 9))
+    found = take_over(b)
+    assert (found.kind, found.epoch, found.kv_len, list(found.blocks)) == (OpenKind.ADOPTED, 2, 0, [])
+    assert list(found.token_ids) == PROMPT
+    assert sorted(found.members) == [
+        SearchMember(sequence_id(2), [8], -1.5),
+        SearchMember(sequence_id(3), [9], -2.0, FinishReason.STOP),
+    ]
+    records = known(state)
+    owner = state._parts.sessions.by_id[b.session].holder
+    assert [(records[n].state, records[n].owner) for n in (1, 2, 3)] == [
+        (SequenceState.PREEMPTED, owner),
+        (SequenceState.ORPHANED, 0),
+        (SequenceState.FINISHED, owner),
+    ]
+    adopted = b.start(2, [*PROMPT, 8], 8, group=GROUP, prompt_len=len(PROMPT))
+    assert isinstance(adopted, Opened)
+    assert (adopted.kind, adopted.epoch, adopted.kv_len) == (OpenKind.ADOPTED, 2, 4)
+    assert not b.commit(dropped(3)).refusals
+    assert known(state).keys() == {1, 2}
+
+
+def test_the_answer_to_an_adopter_is_the_same_when_it_asks_again() -> None:
+    _, _, b = lost(beam(2, 8), hypothesis(3, 9))
+    first, second = take_over(b), take_over(b)
+    assert second == replace(first, kind=OpenKind.YOURS)
+
+
+def test_a_search_that_computes_its_prompt_is_adopted_as_any_sequence() -> None:
+    state, a = pool(32)
+    a.grant(4, starving=True)
+    a.start(1, PROMPT, 8, group=GROUP, beam_width=2)
+    assert not a.commit(replace(a.entry(1), kv_len=4, blocks=a.float[:1])).refusals
+    state.lose(a.session, 5)
+    found = take_over(Worker(state, "b"))
+    assert (found.kv_len, found.members, len(found.blocks)) == (4, (), 1)
+
+
+def test_a_search_that_ends_takes_what_no_worker_took_over() -> None:
+    state, _, b = lost(beam(2, 8), beam(4, 7), hypothesis(3, 9))
+    take_over(b)
+    b.start(2, [*PROMPT, 8], 8, group=GROUP, prompt_len=len(PROMPT))
+    ended = {"base_kv": 0, "kv_len": 0, "epoch": 2}
+    assert not b.commit(dropped(2, epoch=2, base_kv=4, kv_len=4), dropped(3), dropped(1, 6, **ended)).refusals
+    b.send(Release(rows=[SequenceRef(sequence_id(2), 2)]))
+    assert known(state).keys() == {1}
+    assert state.check_integrity() == []
+
+
+@pytest.mark.parametrize("taken", [False, True])
+def test_a_search_that_nobody_asks_for_ends_with_all_it_has(taken: bool) -> None:
+    """Also when its adopter dies before it took any beam over."""
+    state, _, b = lost(beam(2, 8), hypothesis(3, 9))
+    if taken:
+        take_over(b)
+        b.give_back()
+        state.lose(b.session, 6)
+    state.expire(10**6, 10**9, 10)
+    assert {n: one.finish for n, one in known(state).items()} == {1: FinishReason.CANCELLED}
+    assert state._parts.sequences.searches == {}
+    assert state.check_integrity() == []
+
+
+def test_a_beam_whose_worker_says_that_it_stopped_waits_for_the_next() -> None:
+    """A hand-over: nothing is in quarantine."""
+    state, a = search()
+    a.commit(beam(2, 8), hypothesis(3, 9))
+    for number in (2, 1):
+        a.send(Fenced(sequence=sequence_id(number), epoch=1))
+    assert state.counts().quarantined == 0
+    b = Worker(state, "b")
+    assert len(take_over(b).members) == 2
+
+
+def test_a_search_of_which_three_workers_died_fails_whole() -> None:
+    state, _, worker = lost(beam(2, 8), hypothesis(3, 9))
+    for name in "cde":
+        take_over(worker)
+        assert isinstance(worker.start(2, [*PROMPT, 8], 8, group=GROUP, prompt_len=len(PROMPT)), Opened)
+        worker.give_back()
+        state.lose(worker.session, 6)
+        assert state.check_integrity() == []
+        worker = Worker(state, name)
+    assert {n: one.finish for n, one in known(state).items()} == {1: FinishReason.ERROR}
+
+
+def test_without_its_kv_a_search_begins_anew() -> None:
+    """Its beams are not carried into the new pool: the prompt gives them again."""
+    state, worker = search()
+    worker.commit(beam(2, 8), hypothesis(3, 9))
+    found = salvage(state._parts.store.raw, state.layout, 9)
+    assert [one.sequence.id for one in found.carried] == [sequence_id(1)]
+    assert (found.dropped, found.carried[0].sequence.width) == (0, 2)
