@@ -138,6 +138,7 @@ class Storm(Crew):
             self.begin(worker, row.number, list(row.tokens), told)
         else:
             self.take_over(worker, row, told)
+            self.listen(worker.unasked)
         doomed = 0.4 if self.deaths[row.number] else 0.15
         if row.number in self.ledger.running and self.random.random() < doomed:
             self.kill(worker)
@@ -145,7 +146,6 @@ class Storm(Crew):
     def take_over(self, worker: Worker, row: Row, told: list[int]) -> None:
         suspects = self.suspects(worker) if self.deaths[row.number] else []
         reply = worker.start(row.number, told)
-        self.listen(worker.unasked)
         if suspects or isinstance(reply, Wait):
             assert isinstance(reply, Wait), "two suspects at once"
             assert (reply.needed_blocks, reply.available_blocks) == (int(not suspects), 0)
