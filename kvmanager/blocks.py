@@ -3,10 +3,10 @@
     free ──take──> granted ──open_tail──> tail ──seal──> sealed ──deref──> cached (sealed, refcount 0) ──evict──> free
                       └──────── quarantine ──┴──> quarantined ──prove_gone──> free
 
-Rows name blocks and copy orders read them: a block that is still read keeps what it holds, sealed, or quarantined without a
-holder once nobody can write it. A tail whose worker is lost stays in its row, quarantined (`strand`), until an adopter
-owns it (`own`) or copied it. Records are mirrored in lists and stored as they change; refcounts, queues and the index by
-key are derived. Which block a prefix may use is `prefix`' decision, who gets how many is `grants`'.
+Rows name blocks and copy orders read them: a block that is still read keeps what it holds, sealed, or quarantined
+without a holder once nobody can write it. A tail whose worker is lost stays in its row, quarantined (`strand`), until
+an adopter owns it (`own`) or copied it. Records are mirrored in lists and stored as they change; refcounts, queues and
+the index by key are derived. Which block a prefix may use is `prefix`' decision, who gets how many is `grants`'.
 """
 
 import struct
