@@ -114,6 +114,7 @@ class Worker(NamedTuple):
     unsent: tuple[Message, ...] = ()
     ended: tuple[tuple[int, int], ...] = ()  # (sequence, epoch): to release
     given: tuple[tuple[int, int], ...] = ()  # to say Fenced of
+    gave: tuple[tuple[int, int], ...] = ()  # all that it ever gave up
     fenced: bool = False  # and knows it
 
 

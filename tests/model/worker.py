@@ -196,7 +196,7 @@ class Engine:
             return change(state, w, float=(*worker.float, reply[2]))
         if reply[0] == "opened":
             return self.hear_opened(state, w, reply)
-        given = ("fenced", *asked[1:3]) in [message for _, message in worker.unacked]
+        given = asked[1:3] in worker.gave
         if asked[0] == "commit" and (reply[0] == "ack" or given) and self.rules.show_after_record:
             return show(state, asked[1], asked[3][2])
         if asked[0] == "commit" and reply[0] == "refused" and not given:
@@ -256,4 +256,5 @@ class Engine:
         """The worker drops a sequence that another is to go on with: a step of it on the device counts for nothing."""
         worker = state.workers[w]
         jobs = tuple(other for other in worker.jobs if other != job)
-        return change(state, w, jobs=jobs, given=(*worker.given, job[:2]))._replace(hands=state.hands - 1)
+        given, gave = (*worker.given, job[:2]), (*worker.gave, job[:2])
+        return change(state, w, jobs=jobs, given=given, gave=gave)._replace(hands=state.hands - 1)
