@@ -11,6 +11,7 @@ from tests.model.state import (
     LOST,
     NEW,
     OPEN,
+    ORPHANED,
     QUARANTINED,
     SEALED,
     SIZE,
@@ -23,6 +24,7 @@ from tests.model.state import (
     Ref,
     Sequence,
     Violation,
+    blocks_of,
     put,
 )
 
@@ -38,8 +40,6 @@ class Policy:
     def handle(self, d: Daemon, w: int, n: int, message: Message) -> Answer:
         """The metadata after the message, and its answer."""
         kind = message[0]
-        if kind == "fenced":
-            return self.end_quarantine(d, w, message[1:]), ()
         session = d.sessions[w]
         if session.state != ALIVE and (self.rules.fenced or kind != "commit"):
             return d, ("fenced",)
@@ -56,9 +56,9 @@ class Policy:
 
     # ------------------------------------------------------------------------------- blocks
 
-    def grant(self, d: Daemon, w: int, n: int, starving: bool) -> Answer:
+    def grant(self, d: Daemon, w: int, n: int) -> Answer:
         free = self.free(d)
-        if free is None or not self.may_grant(d, starving):
+        if free is None or not self.may_grant(d):
             return d, ("refused", n)
         ref = free, d.blocks[free].generation + 1
         granted = Block(GRANTED, w, ref[1])
@@ -78,10 +78,32 @@ class Policy:
     def free(self, d: Daemon) -> int | None:
         return next((b for b, x in enumerate(d.blocks) if x.state == FREE), None)
 
-    def may_grant(self, d: Daemon, starving: bool) -> bool:
-        """For each open sequence one block is kept back, its adopter's tail, unless a step waits for it."""
-        reserve = sum(seq.state == OPEN for seq in d.sequences) if self.rules.reserve and not starving else 0
-        return sum(x.state == FREE for x in d.blocks) > reserve
+    def may_grant(self, d: Daemon) -> bool:
+        """What is kept back for adopters is nobody's float."""
+        return self.spare(d) > 0
+
+    def spare(self, d: Daemon) -> int:
+        """Free blocks beside one for each sequence that may have to be adopted: its adopter's tail."""
+        live = sum(seq.state in (OPEN, ORPHANED) for seq in d.sequences)
+        return sum(x.state == FREE for x in d.blocks) - (live if self.rules.reserve else 0)
+
+    def may_admit(self, d: Daemon, w: int, s: int) -> bool:
+        """Whether all prompts could be finished beside this one, with a block for its adopter."""
+        own = len(self.holdings(d, w))
+        others = sum(max(0, blocks_of(x.recorded) - len(x.row)) for x in d.sequences if x.state == OPEN)
+        return self.spare(d) + own > blocks_of(d.sequences[s].recorded) + others
+
+    def may_adopt(self, d: Daemon, s: int) -> bool:
+        """Whether there is a tail for the adopter."""
+        tail = self.tail(d.sequences[s])
+        return not tail or self.clean(d, tail[0]) or self.free(d) is not None
+
+    def tail(self, seq: Sequence) -> tuple[int, ...]:
+        return seq.row[seq.kv // SIZE :]
+
+    def clean(self, d: Daemon, block: int) -> bool:
+        """Nobody can write it any more."""
+        return (d.blocks[block].state, d.blocks[block].holder) == (QUARANTINED, -1)
 
     def give(self, d: Daemon, w: int, n: int, ref: Ref) -> Answer:
         if not self.granted(d, w, ref):
@@ -110,22 +132,20 @@ class Policy:
         return block in sources or any(block in row for row in rows)
 
     def collect(self, d: Daemon) -> Daemon:
-        """Sealed blocks that nobody refers to are free: the model has no cache."""
-        return self.clear(
-            d, [b for b, x in enumerate(d.blocks) if x.state == SEALED and not self.referenced(d, b)]
-        )
+        """What nobody writes nor refers to is free: the model has no cache."""
+        still = [b for b, x in enumerate(d.blocks) if x.state == SEALED or self.clean(d, b)]
+        return self.clear(d, [b for b in still if not self.referenced(d, b)])
 
     # ------------------------------------------------------------------------------- sequences
 
     def open(self, d: Daemon, w: int, n: int, s: int) -> Answer:
         """New, yours already, or adopted."""
         seq = d.sequences[s]
-        if seq.state == NEW:
+        if seq.state == NEW and self.may_admit(d, w, s):
             return self.opened(d, w, n, s, seq._replace(state=OPEN, owner=w, epoch=1))
-        owner = d.sessions[seq.owner].state
-        if seq.state == OPEN and seq.owner == w and owner == ALIVE:
+        if seq.state == OPEN and seq.owner == w:
             return self.opened(d, w, n, s, seq)
-        if seq.state == OPEN and owner != ALIVE:
+        if seq.state == ORPHANED and self.may_adopt(d, s):
             return self.adopt(d, w, n, s, seq)
         return d, ("refused", n)
 
@@ -137,21 +157,33 @@ class Policy:
         return d._replace(sequences=put(d.sequences, s, seq)), reply
 
     def adopt(self, d: Daemon, w: int, n: int, s: int, seq: Sequence) -> Answer:
-        """A new row: the sealed blocks, and a fresh tail into which the committed slots are to be copied."""
-        sealed, tail = seq.row[: seq.kv // SIZE], seq.row[seq.kv // SIZE :]
-        fresh = self.free(d)
-        if tail and fresh is None and self.rules.fresh_tail:
-            return d, ("refused", n)
-        new = seq._replace(epoch=seq.epoch + 1, owner=w, row=sealed, orders=())
-        if tail:
-            block = fresh if self.rules.fresh_tail and fresh is not None else tail[0]
-            generation = d.blocks[block].generation + (block != tail[0])
-            d = d._replace(blocks=put(d.blocks, block, Block(TAIL, w, generation)))
+        """A new row: the sealed blocks, and a tail that nobody else can write. That is the old one as it stands, with
+        the order to fill it; or a fresh one, into which the committed slots are to be copied."""
+        sealed, tail = seq.row[: seq.kv // SIZE], self.tail(seq)
+        new = seq._replace(state=OPEN, epoch=seq.epoch + 1, owner=w)
+        if tail and (self.clean(d, tail[0]) or not self.rules.fresh_tail):
+            d = d._replace(blocks=put(d.blocks, tail[0], d.blocks[tail[0]]._replace(state=TAIL, holder=w)))
+        elif tail:
+            fresh = self.free(d)
+            assert fresh is not None
+            d = d._replace(blocks=put(d.blocks, fresh, Block(TAIL, w, d.blocks[fresh].generation + 1)))
             source = {target: src for src, target, _ in seq.orders if self.rules.orders_from_source}
-            orders = ((source.get(tail[0], tail[0]), block, seq.kv % SIZE),) if block != tail[0] else ()
-            new = new._replace(row=(*sealed, block), orders=orders)
+            order = source.get(tail[0], tail[0]), fresh, seq.kv % SIZE
+            new = new._replace(row=(*sealed, fresh), orders=(order,))
         d, reply = self.opened(d, w, n, s, new, adopted=True)
         return self.collect(d), reply
+
+    def fenced(self, d: Daemon, w: int, n: int, s: int, epoch: int) -> Answer:
+        """A living worker has stopped and dropped a sequence: another may go on, and nothing of it is in quarantine."""
+        seq = d.sequences[s]
+        if (seq.state, seq.owner, seq.epoch) != (OPEN, w, epoch):
+            return self.release(d, w, n, s, epoch)
+        blocks = tuple(
+            x._replace(state=QUARANTINED, holder=-1) if b in self.tail(seq) else x
+            for b, x in enumerate(d.blocks)
+        )
+        orphan = seq._replace(state=ORPHANED, owner=-1)
+        return d._replace(blocks=blocks, sequences=put(d.sequences, s, orphan)), ("ack", n)
 
     def commit(self, d: Daemon, w: int, n: int, s: int, epoch: int, entry: tuple, finish: bool) -> Answer:
         base_recorded, base_kv, recorded, kv, taken, token = entry
@@ -215,35 +247,29 @@ class Policy:
     # ------------------------------------------------------------------------------- ends
 
     def lose(self, d: Daemon, w: int) -> Daemon:
-        """The first sign of a death: what the session may still write is in quarantine; its rows wait for adoption."""
-        rows = [(s, x.epoch, x.row) for s, x in enumerate(d.sequences) if x.owner == w]
-        rows += [(h.sequence, h.epoch, h.row) for h in d.held if h.owner == w]
-        tags = {b: (s, epoch) for s, epoch, row in rows for b in row}
+        """The first sign of a death: what the session may still write is in quarantine; its sequences wait for
+        another worker."""
         blocks = tuple(
-            Block(QUARANTINED, w, x.generation, tags.get(b))
-            if x.holder == w and x.state in (GRANTED, TAIL)
-            else x
-            for b, x in enumerate(d.blocks)
+            x._replace(state=QUARANTINED) if x.holder == w and x.state in (GRANTED, TAIL) else x
+            for x in d.blocks
+        )
+        sequences = tuple(
+            x._replace(state=ORPHANED) if (x.state, x.owner) == (OPEN, w) else x for x in d.sequences
         )
         held = tuple(h for h in d.held if h.owner != w)
         sessions = put(d.sessions, w, d.sessions[w]._replace(state=LOST))
-        return self.collect(d._replace(blocks=blocks, held=held, sessions=sessions, unstored=()))
+        return self.collect(Daemon(blocks, sequences, sessions, held))
 
     def bury(self, d: Daemon, w: int) -> Daemon:
         """Proof of death."""
         if d.sessions[w].state == ALIVE:
             d = self.lose(d, w)
         d = d._replace(sessions=put(d.sessions, w, d.sessions[w]._replace(state=DEAD)))
-        return self.end_quarantine(d, w, None)
+        return self.end_quarantine(d, w)
 
-    def end_quarantine(self, d: Daemon, w: int, tag: tuple | None) -> Daemon:
-        """All of a session's, or of one (sequence, epoch). What a row or a copy order refers to stays as it is."""
-        ended = [
-            b
-            for b, x in enumerate(d.blocks)
-            if (x.state, x.holder) == (QUARANTINED, w) and (tag is None or x.tag == tag)
-        ]
-        blocks = list(d.blocks)
-        for b in ended:
-            blocks[b] = Block(SEALED, -1, blocks[b].generation)
-        return self.collect(d._replace(blocks=tuple(blocks)))
+    def end_quarantine(self, d: Daemon, w: int) -> Daemon:
+        """Nobody can write these any more. What a row or a copy order refers to keeps what it holds."""
+        blocks = tuple(
+            x._replace(holder=-1) if (x.state, x.holder) == (QUARANTINED, w) else x for x in d.blocks
+        )
+        return self.collect(d._replace(blocks=blocks))

@@ -8,6 +8,7 @@ from tests.model.state import (
     GRANTED,
     LOST,
     OPEN,
+    ORPHANED,
     QUARANTINED,
     SIZE,
     State,
@@ -20,6 +21,7 @@ def check(state: State) -> None:
     check_committed(state)
     check_writers(state)
     check_leaks(state)
+    check_reserve(state)
     for s, seq in enumerate(state.daemon.sequences):
         if state.shown[s] > seq.recorded:
             raise Violation(f"{state.shown[s]} tokens of s{s} are shown, {seq.recorded} are recorded")
@@ -51,7 +53,7 @@ def copied(state: State, s: int) -> dict[int, tuple[int, int]]:
 def check_committed(state: State) -> None:
     """Every committed slot holds what it should, or is going to be copied from one that does."""
     for s, seq in enumerate(state.daemon.sequences):
-        if seq.state != OPEN:
+        if seq.state not in (OPEN, ORPHANED):
             continue
         pending = copied(state, s)
         for position in range(seq.kv):
@@ -88,6 +90,18 @@ def check_writers(state: State) -> None:
                 both = f"w{owner[block]} and w{w}" if owner[block] != w else f"w{w} for two purposes"
                 raise Violation(f"block {block} can be written by {both}")
             owner[block] = w
+
+
+def check_reserve(state: State) -> None:
+    """When a worker is lost there is a block for the tail of whoever adopts, before any proof."""
+    daemon = state.daemon
+    if sum(session.state != ALIVE for session in daemon.sessions) > 1 or state.daemon.unstored:
+        return
+    for s, seq in enumerate(daemon.sequences):
+        tail = seq.row[seq.kv // SIZE :]
+        lost = seq.state == ORPHANED and tail and daemon.blocks[tail[0]].holder >= 0
+        if lost and not any(x.state == FREE for x in daemon.blocks):
+            raise Violation(f"s{s} cannot be adopted: nothing is kept back for its tail")
 
 
 def check_leaks(state: State) -> None:

@@ -14,7 +14,7 @@ class Rules:
     commit_after_done: bool = True  # 4: a commit leaves when the device is done with its step
     fresh_tail: bool = True  # 5: an adopter never writes the tail of the one before it
     adopt_at_first_sign: bool = True  # 5: adoption does not wait for a proof of death
-    reserve: bool = True  # 5: one block per open sequence is kept back for its adopter
+    reserve: bool = True  # 5: one block per open sequence and orphan is kept back for its adopter
     orders_stay: bool = True  # 6: copy orders are in the record until a commit covers them
     source_stays: bool = True  # 6: the source of a copy order is referenced
     orders_from_source: bool = True  # 6: the next adopter copies from the order's source, not from its target

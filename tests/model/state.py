@@ -9,7 +9,7 @@ Ref = tuple[int, int]  # block, generation
 Order = tuple[int, int, int]  # source, target, slots
 Message = tuple  # its kind first
 FREE, GRANTED, TAIL, SEALED, QUARANTINED = "free", "granted", "tail", "sealed", "quarantined"
-NEW, OPEN, DONE = "new", "open", "done"
+NEW, OPEN, ORPHANED, DONE = "new", "open", "orphaned", "done"
 ALIVE, LOST, DEAD = "alive", "lost", "dead"
 RUNS, STOPPED = "runs", "stopped"  # or DEAD
 
@@ -30,6 +30,7 @@ class Bounds(NamedTuple):
     wakes: int = 0
     restarts: int = 0  # of the daemon
     gives: int = 0  # floats given back
+    hands: int = 0  # sequences handed over by a worker that lives
     refusals: int = 0  # commits that the daemon has no room for
     eager: bool = (
         True  # a worker hears, then releases, opens, asks and launches, as soon as it can; else in any order
@@ -40,14 +41,13 @@ class Block(NamedTuple):
     state: str = FREE
     holder: int = -1  # session
     generation: int = 0
-    tag: tuple[int, int] | None = None  # in quarantine: the (sequence, epoch) whose Fenced ends it
 
 
 class Sequence(NamedTuple):
     state: str
     recorded: int
     epoch: int = 0
-    owner: int = -1
+    owner: int = -1  # of an orphan: who was, unless it handed over
     kv: int = 0
     row: tuple[int, ...] = ()
     orders: tuple[Order, ...] = ()
@@ -112,9 +112,9 @@ class Worker(NamedTuple):
     jobs: tuple[Job, ...] = ()
     queue: tuple[Step, ...] = ()
     unsent: tuple[Message, ...] = ()
-    ended: tuple[
-        tuple[int, int], ...
-    ] = ()  # (sequence, epoch): to release; of a fenced worker to say Fenced of
+    ended: tuple[tuple[int, int], ...] = ()  # (sequence, epoch): to release
+    given: tuple[tuple[int, int], ...] = ()  # to say Fenced of
+    gave: tuple[tuple[int, int], ...] = ()  # all that it ever gave up
     fenced: bool = False  # and knows it
 
 
@@ -129,6 +129,7 @@ class State(NamedTuple):
     wakes: int
     restarts: int
     gives: int
+    hands: int
     refusals: int
 
 
@@ -147,6 +148,7 @@ def initial(bounds: Bounds) -> State:
         wakes=bounds.wakes,
         restarts=bounds.restarts,
         gives=bounds.gives,
+        hands=bounds.hands,
         refusals=bounds.refusals,
     )
 

@@ -9,6 +9,7 @@ from tests.model.world import World
 
 ZOMBIE = Bounds(stops=1, wakes=1)
 RESTART = Bounds(restarts=1)
+HAND_OVER = Bounds(hands=1)
 TWO = ((1, 2), (1, 2))
 
 CONTENT = "committed slot 0 of s0 does not hold its own content"
@@ -22,14 +23,14 @@ MISSED = {
     "commit_after_done": (Bounds(), CONTENT),
     "fresh_tail": (ZOMBIE, "block 0 can be written by w0 and w1"),
     "adopt_at_first_sign": (Bounds(stops=1), "cannot be finished without the stopped worker"),
-    "reserve": (Bounds(stops=1, blocks=2), "cannot be finished without the stopped worker"),
+    "reserve": (Bounds(stops=1, blocks=2), "s0 cannot be adopted: nothing is kept back for its tail"),
     "orders_stay": (Bounds(stops=1, restarts=1), CONTENT),
     "source_stays": (Bounds(stops=1, lengths=((1, 3), (1, 2))), CONTENT),
     "orders_from_source": (Bounds(workers=3, stops=2, blocks=5), CONTENT),
     "release_by_owner": (Bounds(depth=2, surplus=True, lengths=TWO), "block 0 can be written by w0 and w1"),
     "quarantine_until_proof": (ZOMBIE, "block 0 can be written by w0 and w1"),
-    "fenced_after_sync": (ZOMBIE, "w0 writes " + KEPT.format(0)),
-    "only_above_kv_len": (Bounds(stops=1, lengths=((1, 4),)), "w1 writes " + KEPT.format(0)),
+    "fenced_after_sync": (HAND_OVER, "w0 writes " + KEPT.format(0)),
+    "only_above_kv_len": (Bounds(stops=1, lengths=((1, 4),)), "w1 writes a committed slot of s0"),
     "numbered": (RESTART, "has leaked"),
     "verdicts": (RESTART._replace(refusals=1), "2 tokens of s0 are shown, 1 are recorded"),
     "holdings_in_stream": (RESTART, "block 0 can be written by w0 for two purposes"),
@@ -57,8 +58,9 @@ def test_without_the_rule_a_promise_is_broken(name: str) -> None:
     [
         ZOMBIE,
         RESTART,
-        Bounds(stops=1, blocks=2),
-        Bounds(stops=1, lengths=((1, 4),)),
+        HAND_OVER,
+        Bounds(stops=1, hands=1),
+        Bounds(stops=1, blocks=5, lengths=((1, 4),)),
         pytest.param(Bounds(depth=2, surplus=True, lengths=TWO), marks=pytest.mark.full),
         pytest.param(RESTART._replace(gives=1), marks=pytest.mark.full),
     ],
@@ -78,6 +80,7 @@ def test_with_all_rules_everything_that_can_happen_keeps_all_promises(bounds: Bo
     [
         ZOMBIE._replace(eager=False),
         ZOMBIE._replace(restarts=1, lengths=((1, 2),)),
+        HAND_OVER._replace(restarts=1),
         RESTART._replace(refusals=1, lengths=((1, 4),)),
         RESTART._replace(lengths=TWO),
         Bounds(stops=1, restarts=1),

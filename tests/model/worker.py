@@ -11,6 +11,7 @@ from tests.model.state import (
     LOST,
     NEW,
     OPEN,
+    ORPHANED,
     RUNS,
     SEALED,
     SIZE,
@@ -68,19 +69,20 @@ class Engine:
     # ------------------------------------------------------------------------------- questions
 
     def may_open(self, state: State, w: int) -> Iterable[int]:
-        """The gateway submits what is new, and again what lost its worker. Adoption waits for its reserve."""
+        """The gateway submits what is new, and again what lost its worker. Who would get Wait does not ask."""
         worker = state.workers[w]
         busy = {job.sequence for job in worker.jobs} | {step.sequence for step in worker.queue}
-        busy |= {s for s, _ in worker.ended} | {
-            m[1] for _, m in worker.unacked if m[0] in ("open", "commit", "release")
+        busy |= {s for s, _ in worker.ended + worker.given} | {
+            m[1] for _, m in worker.unacked if m[0] in ("open", "commit", "release", "fenced")
         }
         signs = (LOST, DEAD) if self.rules.adopt_at_first_sign else (DEAD,)
         for s, seq in enumerate(state.daemon.sequences):
-            lost = seq.state == OPEN and state.daemon.sessions[seq.owner].state in signs
-            lost = lost and self.policy.free(state.daemon) is not None
+            lost = seq.state == ORPHANED and self.policy.may_adopt(state.daemon, s)
+            lost = lost and (seq.owner < 0 or state.daemon.sessions[seq.owner].state in signs)
             mine = seq.state == OPEN and seq.owner == w
             home = s % self.bounds.workers
             start = seq.state == NEW and (w == home or state.daemon.sessions[home].state != ALIVE)
+            start = start and self.policy.may_admit(state.daemon, w, s)
             if s not in busy and (start or lost or mine):
                 yield s
 
@@ -88,15 +90,7 @@ class Engine:
         """A float of one block; the daemon answers those who wait as soon as it can."""
         worker = state.workers[w]
         asked = any(message[0] in ("grant", "open") for _, message in worker.unacked)
-        there = self.policy.may_grant(state.daemon, self.starves(worker))
-        return there and not worker.float and not asked and bool(worker.jobs)
-
-    def starves(self, worker: Worker) -> bool:
-        """A step waits for a block."""
-        return any(
-            job.recorded < self.bounds.lengths[job.sequence][1] and blocks_of(job.recorded) > len(job.row)
-            for job in worker.jobs
-        )
+        return self.policy.may_grant(state.daemon) and not worker.float and not asked and bool(worker.jobs)
 
     def may_launch(self, worker: Worker, job: Job) -> bool:
         length = self.bounds.lengths[job.sequence][1]
@@ -154,7 +148,7 @@ class Engine:
         return step.row[i][0] if self.rules.by_value or i >= len(row) else row[i]
 
     def check_write(self, state: State, w: int, block: int, slots: Iterable[int]) -> None:
-        if state.daemon.blocks[block].state == SEALED:
+        if state.daemon.blocks[block].state == SEALED or self.policy.clean(state.daemon, block):
             raise Violation(f"w{w} writes block {block}, which is sealed or kept for a copy")
         for s, seq in enumerate(state.daemon.sequences):
             pending = {target: count for _, target, count in seq.orders}
@@ -202,14 +196,16 @@ class Engine:
             return change(state, w, float=(*worker.float, reply[2]))
         if reply[0] == "opened":
             return self.hear_opened(state, w, reply)
-        if asked[0] == "commit" and reply[0] == "ack" and self.rules.show_after_record:
+        given = asked[1:3] in worker.gave
+        if asked[0] == "commit" and (reply[0] == "ack" or given) and self.rules.show_after_record:
             return show(state, asked[1], asked[3][2])
-        if asked[0] == "commit" and reply[0] == "refused":
+        if asked[0] == "commit" and reply[0] == "refused" and not given:
             return self.hear_refused(state, w, asked)
         return state
 
     def hear_refused(self, state: State, w: int, commit: Message) -> State:
-        """Its blocks are float again, and the sequence is opened again: the answer is its record."""
+        """Its blocks are float again, and the sequence is opened again: the answer is its record. Not of a sequence
+        that was given up behind the commit: that one was applied, and is another's now."""
         _, s, epoch, entry, _ = commit
         worker = state.workers[w]
         jobs = tuple(job for job in worker.jobs if job[:2] != (s, epoch))
@@ -231,14 +227,9 @@ class Engine:
         return show(state, s, recorded)
 
     def hear_fenced(self, state: State, w: int) -> State:
-        """It is nobody's worker any more: it drops everything and says so for each row, once its device is still."""
-        worker = state.workers[w]
-        if worker.fenced:
-            return state
-        rows = tuple(job[:2] for job in worker.jobs) + worker.ended
-        return change(
-            state, w, fenced=True, ended=rows, jobs=(), float=(), unacked=(), unsent=(), attached=True
-        )
+        """It is nobody's worker any more: it drops everything and ends, once its device is still."""
+        none: dict[str, object] = dict.fromkeys(("ended", "given", "jobs", "float", "unacked", "unsent"), ())
+        return change(state, w, fenced=True, attached=True, **none)
 
     def hear_holdings(self, state: State, w: int, granted: tuple[Ref, ...]) -> State:
         """What is granted to me and named neither by a step nor by a message that is not acknowledged: my float."""
@@ -261,7 +252,9 @@ class Engine:
         state = state._replace(up=put(state.up, w, state.up[w] + again))
         return send_kept(change(state, w, attached=True), w)
 
-    def say_fenced(self, state: State, w: int) -> State:
-        first, *rest = state.workers[w].ended
-        state = state._replace(up=put(state.up, w, (*state.up[w], (0, ("fenced", *first)))))
-        return change(state, w, ended=tuple(rest))
+    def give(self, state: State, w: int, job: Job) -> State:
+        """The worker drops a sequence that another is to go on with: a step of it on the device counts for nothing."""
+        worker = state.workers[w]
+        jobs = tuple(other for other in worker.jobs if other != job)
+        given, gave = (*worker.given, job[:2]), (*worker.gave, job[:2])
+        return change(state, w, jobs=jobs, given=given, gave=gave)._replace(hands=state.hands - 1)

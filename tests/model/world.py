@@ -65,9 +65,11 @@ class World:
         if state.down[w] and not engine.waits_for_device(state, w):
             yield Move(f"w{w} hears {said(state.down[w][0])}", PLAIN, engine.hear(state, w))
         if worker.fenced:
-            if worker.ended and not (worker.queue and self.rules.fenced_after_sync):
-                yield Move(f"w{w} says Fenced of s{worker.ended[0][0]}", PLAIN, engine.say_fenced(state, w))
             return
+        for key in worker.given:
+            if not (self.rules.fenced_after_sync and any(step[:2] == key for step in worker.queue)):
+                after = change(state, w, given=tuple(k for k in worker.given if k != key))
+                yield Move(f"w{w} says Fenced of s{key[0]}", PLAIN, send(after, w, ("fenced", *key)))
         for key in worker.ended:
             if not any(step[:2] == key for step in worker.queue):
                 ended = tuple(k for k in worker.ended if k != key)
@@ -76,7 +78,7 @@ class World:
         for s in engine.may_open(state, w):
             yield Move(f"w{w} sends OpenOrAdopt(s{s})", PLAIN, send(state, w, ("open", s)))
         if engine.wants_block(state, w):
-            yield Move(f"w{w} sends Grant", PLAIN, send(state, w, ("grant", engine.starves(worker))))
+            yield Move(f"w{w} sends Grant", PLAIN, send(state, w, ("grant",)))
         for job in worker.jobs:
             if engine.may_launch(worker, job):
                 yield Move(f"w{w} launches a step of s{job.sequence}", PLAIN, engine.launch(state, w, job))
@@ -87,6 +89,8 @@ class World:
             ref, *rest = worker.float
             after = send(change(state, w, float=tuple(rest)), w, ("give", ref))
             yield Move(f"w{w} sends Release(block {ref[0]})", PLAIN, after._replace(gives=state.gives - 1))
+        for job in worker.jobs if state.hands else ():
+            yield Move(f"w{w} hands s{job.sequence} over", PLAIN, self.engine.give(state, w, job))
 
     def of_daemon(self, state: State, w: int) -> Iterator[Move]:
         if state.up[w]:
@@ -130,7 +134,7 @@ class World:
         if worker.mode == STOPPED or (worker.fenced and worker.mode == RUNS and not worker.queue):
             yield Move(f"w{w} is proven dead", ZOMBIE, self.buried(state, w))
         if session == LOST and not self.rules.quarantine_until_proof:
-            after = self.policy.end_quarantine(daemon, w, None)
+            after = self.policy.end_quarantine(daemon, w)
             if after != daemon:
                 yield Move(f"w{w}'s quarantine times out", PLAIN, state._replace(daemon=after))
 
@@ -139,7 +143,17 @@ class World:
             daemon=self.policy.bury(state.daemon, w), up=put(state.up, w, ()), down=put(state.down, w, ())
         )
         return change(
-            state, w, mode=DEAD, queue=(), jobs=(), float=(), unacked=(), unsent=(), ended=(), attached=False
+            state,
+            w,
+            mode=DEAD,
+            queue=(),
+            jobs=(),
+            float=(),
+            unacked=(),
+            unsent=(),
+            ended=(),
+            given=(),
+            attached=False,
         )
 
     def restarts(self, state: State) -> Iterator[Move]:
