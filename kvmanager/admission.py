@@ -115,7 +115,8 @@ def reopen(
         raise Invalid(
             "token_ids differ from the recorded ones", field="token_ids", recorded=known.recorded_len
         )
-    return resume(parts, session, known, message, OpenKind.RESUMED, now_ns)
+    wait = behind_suspect(parts, session, known, now_ns)
+    return wait or resume(parts, session, known, message, OpenKind.RESUMED, now_ns)
 
 
 def take_over(
@@ -129,16 +130,23 @@ def take_over(
         )
     if members := members_of(parts, known):
         return take_over_search(parts, session, known, members, now_ns)
-    other = next((s for s in parts.sequences.open.values() if suspect(s, session, known)), None)
-    if known.deaths and other is not None:  # suspects run alone, one by one
-        return wait_behind(parts, session, known, other, other.kv_len + 1, now_ns)
-    if known.row < 0:
+    wait = behind_suspect(parts, session, known, now_ns)
+    if wait is None and known.row < 0:
         return resume(parts, session, known, message, OpenKind.ADOPTED, now_ns)
-    wait = lacks_fresh(parts, known)
+    wait = wait or lacks_fresh(parts, known)
     if wait:
         return wait
     adopt(parts, session, known, now_ns)
     return opened(parts, known, OpenKind.ADOPTED)
+
+
+def behind_suspect(parts: Parts, session: Session, known: Sequence, now_ns: int) -> Wait | None:
+    """Suspects run alone, one by one, also one that was preempted before its first step: a death of both at once
+    would count against both."""
+    other = next((s for s in parts.sequences.open.values() if suspect(s, session, known)), None)
+    if not known.deaths or other is None:
+        return None
+    return wait_behind(parts, session, known, other, other.kv_len + 1, now_ns)
 
 
 def suspect(sequence: Sequence, session: Session, known: Sequence) -> bool:

@@ -3,14 +3,10 @@
     free ──take──> granted ──open_tail──> tail ──seal──> sealed ──deref──> cached (sealed, refcount 0) ──evict──> free
                       └──────── quarantine ──┴──> quarantined ──prove_gone──> free
 
-A tail of a sequence that lost its worker stays in its row, quarantined (`strand`), until an adopter owns it (`own`) or
-copied it.
-Who refers to a block: rows that name it, and copy orders that read it. A block without a row that is still read keeps
-what it holds: sealed, or quarantined without a holder once nobody can write it any more.
-
-Records are mirrored in plain lists, one entry a block, and stored through the `Store` as they change. Refcounts, both
-lists and the index by key are derived: `load` rebuilds them. Which block a prefix may use is `prefix`' decision, who
-gets how many is `grants`'.
+Rows name blocks and copy orders read them: a block that is still read keeps what it holds, sealed, or quarantined
+without a holder once nobody can write it. A tail whose worker is lost stays in its row, quarantined (`strand`), until
+an adopter owns it (`own`) or copied it. Records are mirrored in lists and stored as they change; refcounts, queues and
+the index by key are derived. Which block a prefix may use is `prefix`' decision, who gets how many is `grants`'.
 """
 
 import struct
@@ -169,8 +165,8 @@ class BlockPool:
         self._unrefer(block)
         if self.state[block] == TAIL:
             self._end_tail(block, quarantine)
-        elif not self.refs[block]:
-            self._unused(block, now_ns)
+        else:
+            self._let_go(block, now_ns)
 
     def strand(self, block: int, *, quarantine: bool) -> None:
         """The row that names this tail lost its owner, who may still write, or said that it stopped."""
@@ -194,8 +190,7 @@ class BlockPool:
         if not self.reads[block]:
             del self.reads[block]
         self._unrefer(block)
-        if not self.refs[block]:
-            self._unused(block, now_ns)
+        self._let_go(block, now_ns)
 
     def give_back(self, block: int) -> None:
         """A granted block leaves its session's float."""
@@ -235,20 +230,25 @@ class BlockPool:
         self.refs[block] -= 1
         self.shared -= self.refs[block] == 1 and self.state[block] == SEALED
 
-    def _unused(self, block: int, now_ns: int) -> None:
-        """A block that nobody refers to: sealed ones are cached where look-ups find them; what may still be written
-        stays in quarantine. The end of a private one is a use of the block that look-ups find in its place: what its
-        row sealed behind it hangs there."""
+    def _let_go(self, block: int, now_ns: int) -> None:
+        """One reference less. Without a user sealed blocks are cached where look-ups find them; what may still be
+        written stays in quarantine."""
+        if not self.indexed[block]:
+            self._use_twin(block, now_ns)
+        if self.refs[block]:
+            return
         if self.indexed[block]:
             self._cache(block, now_ns)
-            return
-        if self.holder[block]:
-            return
+        elif not self.holder[block]:
+            self._free(block)
+
+    def _use_twin(self, block: int, now_ns: int) -> None:
+        """The end of a row with a private block, shared by a fork or not, is a use of the block that look-ups find in
+        its place: what the row sealed behind it hangs there."""
         twin = self.by_key.get(self.key[block], -1)
         if twin >= 0 and self.refs[twin] == 0:
             self.cached.remove(twin)
             self._cache(twin, now_ns)
-        self._free(block)
 
     def _cache(self, block: int, now_ns: int) -> None:
         self.last_use[block] = now_ns

@@ -172,12 +172,11 @@ class KvState:
 
     def expire(self, now_ns: int, ttl_ns: int = RECORD_TTL_NS, orphan_ttl_ns: int = RECORD_TTL_NS) -> int:
         """Forget records that finished longer than `ttl_ns` ago; how many. Orphans end after `orphan_ttl_ns`. Then see
-        `outbox`: waits may be over."""
+        `outbox`: waits may be over, and blocks have come back."""
         now = self._tick(now_ns)
         endings.abandon(self._parts, now - orphan_ttl_ns, now)
         count = endings.expire(self._parts, now - ttl_ns)
-        self._outbox += following.released(self._parts, now)
-        self._parts.store.commit()
+        self._finish_operation()
         return count
 
     def evict(self, count: int) -> int:

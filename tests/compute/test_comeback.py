@@ -57,6 +57,7 @@ def went_on(streams: list[Stream], shown: list[int]) -> bool:
     return all(len(one.tokens) > count + 5 for one, count in zip(streams, shown, strict=True))
 
 
+@pytest.mark.chaos
 def test_killed_daemons_cost_no_token_and_no_worker(own: Service) -> None:
     """Twice under load: every stream goes on without a gap or a doubled token, and ends as without it."""
     worker = own.worker()
@@ -101,6 +102,7 @@ def test_a_daemon_that_dies_while_nothing_runs_is_not_missed(own: Service) -> No
     assert again.last.cached_tokens == 16
 
 
+@pytest.mark.chaos
 def test_what_is_submitted_while_the_daemon_is_away_is_served(own: Service) -> None:
     """A row that was asked for and not answered is asked for again."""
     own.worker()
@@ -133,6 +135,7 @@ def kill_keeper(one: Service) -> None:
     one.processes[0].kill()
 
 
+@pytest.mark.chaos
 def test_a_worker_waits_for_another_daemon_only_so_long(own: Service) -> None:
     assert "does not answer" in ended_with(own, kill_keeper, "--reattach-timeout", "1")
 
@@ -154,6 +157,7 @@ def test_a_worker_whose_session_is_unknown_to_the_new_daemon_ends(own: Service) 
     assert "resume_session" in ended_with(own, spoil)
 
 
+@pytest.mark.chaos
 def test_a_killed_workers_streams_go_on_at_another_with_the_same_tokens(own: Service) -> None:
     """Its KV is the pool's: the other copies the begun tails and computes no committed slot again."""
     killed = own.worker()

@@ -4,6 +4,8 @@ import asyncio
 import os
 import signal
 
+import pytest
+
 from gateway.client import Client
 from tests.e2e.conftest import Running, running, until
 from tests.e2e.test_service import OPENING, collect
@@ -38,6 +40,7 @@ async def test_steps_go_on_and_no_token_is_lost_while_the_daemon_is_stopped_for_
     service.assert_clean()
 
 
+@pytest.mark.chaos
 async def test_a_killed_daemon_costs_a_pause_and_the_next_one_has_its_cache() -> None:
     """The worker attaches again; the stream goes on with the tokens that it would have had."""
     with running() as one:

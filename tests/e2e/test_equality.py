@@ -38,7 +38,8 @@ def sharing(engine: Engine, prompts: Tokens, answers: Tokens) -> None:
     size = engine.runner.block_size
     sealed = (len(prompts[4]) + NEW_TOKENS - 1) // size * size
     lengths = len(prompts[4]), len(longer)
-    assert list(engine.cached.values()) == [0, *(found(length, sealed, size) for length in lengths)]
+    cached = [engine.cached[sequence] for sequence in sorted(engine.cached)]
+    assert cached == [0, *(found(length, sealed, size) for length in lengths)]
 
 
 def found(length: int, sealed: int, size: int) -> int:

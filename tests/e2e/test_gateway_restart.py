@@ -64,6 +64,7 @@ async def starts_again(service: Running) -> None:
             await asyncio.sleep(0.1)
 
 
+@pytest.mark.chaos
 async def test_a_killed_gateway_costs_time_and_no_token(service: Running) -> None:
     async with Client(service.target) as client:
         undisturbed = await asyncio.gather(*(one.read() for one in streams(client)))
@@ -83,6 +84,7 @@ async def test_a_killed_gateway_costs_time_and_no_token(service: Running) -> Non
     service.assert_clean()
 
 
+@pytest.mark.chaos
 async def test_what_a_disconnect_ended_goes_on_behind_its_tokens(service: Running) -> None:
     """The gateway lives and ended the request on the worker; resumed, it says what it would have said."""
     options = {"seed": 5, "n": 2, "request_id": "cut", "logprobs": 1} | OPTIONS

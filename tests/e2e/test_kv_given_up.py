@@ -74,6 +74,7 @@ def log(one: Running, message: str) -> list[dict[str, Any]]:
     return [line for line in parsed if message in line["message"]]
 
 
+@pytest.mark.chaos
 async def test_what_was_computed_is_computed_again_and_every_stream_is_as_if_nothing_had_been(
     crashing: Running,
 ) -> None:

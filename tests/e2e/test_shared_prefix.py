@@ -102,6 +102,7 @@ def by_stop(_gateway: Gateway, _leader: Stream, pid: int) -> None:
 
 
 @pytest.mark.parametrize(("end", "seed"), [(by_cancel, 11), (by_kill, 12), (by_stop, 13)])
+@pytest.mark.chaos
 def test_the_second_goes_on_when_the_first_ends_within_its_prompt(
     two: Service, watch: Watch, end: End, seed: int
 ) -> None:

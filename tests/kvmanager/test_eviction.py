@@ -64,6 +64,22 @@ def test_the_end_of_a_private_twin_is_a_use_of_the_block_that_is_found() -> None
     assert order(state) == [[9] * 4, [5] * 4, [1] * 4, [1] * 4]
 
 
+def test_the_end_of_a_fork_is_a_use_of_the_twins_of_what_it_shares() -> None:
+    """The parent still runs on its private blocks; what the fork sealed behind them hangs at those that are found."""
+    state, worker = pool(24)
+    run(worker, 1, [1] * 8, 1)
+    run(worker, 2, [1] * 8, 2, bypass_prefix=True)
+    end(worker, 1, 3)
+    worker.grant(1)
+    worker.now_ns = 4
+    assert not worker.commit(worker.fork(3, 2, 8, [7] * 5)).refusals
+    end(worker, 3, 5)
+    assert state.check_integrity() == []
+    assert order(state) == [[7] * 4, [1] * 4, [1] * 4]
+    end(worker, 2, 6)
+    worker.give_back()
+
+
 @pytest.mark.parametrize("seed", [1, 2])
 def test_in_a_storm_nothing_is_evicted_before_what_follows_it(
     seed: int, monkeypatch: pytest.MonkeyPatch

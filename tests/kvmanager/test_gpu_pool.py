@@ -51,6 +51,7 @@ def test_what_a_killed_worker_wrote_outlives_it_the_allocator_and_the_daemon(exp
         assert read(service, 3) == "0.0"  # a new pool
 
 
+@pytest.mark.full
 def test_a_legacy_allocator_ends_with_the_keeper():
     with GpuService("--kv-memory=4MiB", "--gpu-ipc=legacy") as service:
         killed_writer(service, "1")
@@ -60,6 +61,7 @@ def test_a_legacy_allocator_ends_with_the_keeper():
         eventually(lambda: not service.used_bytes())
 
 
+@pytest.mark.full
 def test_a_legacy_pool_whose_allocator_is_gone_is_shared_no_more():
     with GpuService("--kv-memory=4MiB", "--gpu-ipc=legacy") as service:
         with service.worker("write", "3", "5") as (said, _):
@@ -72,6 +74,7 @@ def test_a_legacy_pool_whose_allocator_is_gone_is_shared_no_more():
         assert service.log("pool dropped")[-1]["reason"] == "unused, and its allocator is gone"
 
 
+@pytest.mark.full
 def test_a_restarted_daemon_drops_a_legacy_pool_whose_memory_is_gone():
     with GpuService("--kv-memory=4MiB", "--gpu-ipc=legacy") as service:
         killed_writer(service, "5")

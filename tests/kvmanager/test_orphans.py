@@ -16,6 +16,7 @@ from kvmanager.messages import (
     OpenKind,
     Refused,
     Release,
+    Retry,
     SequenceRef,
     Wait,
 )
@@ -437,6 +438,23 @@ def test_a_suspect_that_is_preempted_before_its_first_step_stays_one() -> None:
     reply = b.start(1, PROMPT, 12)
     assert isinstance(reply, Opened)
     assert (reply.kind, reply.alone) == (OpenKind.RESUMED, True)
+
+
+def test_a_preempted_suspect_waits_behind_the_one_that_was_opened_meanwhile() -> None:
+    """Else one death would count against both."""
+    state, a = pool(24)
+    for number in (1, 2):
+        opened(a, number, [number] * 5)
+    lose(a)
+    b = Worker(state, "b")
+    opened(b, 1, [1] * 5)
+    b.preempt(1)
+    opened(b, 2, [2] * 5)
+    assert b.start(1, [1] * 5, 12) == Wait(sequence=ONE, needed_blocks=0, available_blocks=0, for_prefix=True)
+    b.grant(2, starving=True)
+    b.step(2, 7)
+    assert b.unasked == [(b.session, Retry(sequence=ONE))]
+    assert opened(b, 1, [1] * 5).alone
 
 
 def test_a_new_daemon_knows_a_suspect_and_clears_it_by_its_step() -> None:

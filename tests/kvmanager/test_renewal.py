@@ -138,6 +138,7 @@ def told(service):
 
 
 @pytest.mark.parametrize("crashes", [pytest.param(2, marks=pytest.mark.full), 3])
+@pytest.mark.chaos
 def test_three_fast_crashes_cost_the_kv_and_no_request_and_two_cost_nothing(crashes):
     with CrashingService("--kv-memory=4MiB", "--kill-hung=False") as service, Worker(service.sockets) as old:
         going, _ = one_open_one_finished(old)
@@ -160,6 +161,7 @@ def test_three_fast_crashes_cost_the_kv_and_no_request_and_two_cost_nothing(cras
 
 
 @pytest.mark.parametrize("exporter", ["vmm", pytest.param("legacy", marks=pytest.mark.full)])
+@pytest.mark.chaos
 def test_of_a_gpu_pool_the_same_and_a_worker_whose_memory_is_needed_is_killed_for_it(exporter):
     flags = ("--kv-memory=36MiB", f"--gpu-ipc={exporter}")
     with (

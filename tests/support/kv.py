@@ -150,14 +150,23 @@ class Worker:
         )
 
     def fork(
-        self, number: int, parent: int, base: int, tokens: Sequence[int], max_tokens: int = 8, **terms: object
+        self,
+        number: int,
+        parent: int,
+        base: int,
+        tokens: Sequence[int],
+        max_tokens: int = 8,
+        *,
+        base_kv: int | None = None,
+        parent_epoch: int | None = None,
     ) -> CommitEntry:
-        """The first entry of a sequence that has the parent's first `base` tokens, all of them computed. With one token
-        it has written nothing: finish it."""
-        epoch, size = self.open[parent][0], self.state.layout.block_size
-        shared = base // size if len(tokens) > 1 else -(-base // size)
-        self.open[number] = [1, base, base, shared]
-        fork = fork_message(parent, max_tokens=max_tokens, parent_epoch=epoch, arrival_ns=number, **terms)
+        """The first entry of a sequence that has the parent's first `base` tokens and, unless `base_kv` says less, all
+        of their slots. With one token it has written nothing: finish it. `parent_epoch` names an ended parent's row."""
+        base_kv = base if base_kv is None else base_kv
+        epoch, size = parent_epoch or self.open[parent][0], self.state.layout.block_size
+        shared = base_kv // size if len(tokens) > 1 else -(-base // size)
+        self.open[number] = [1, base, base_kv, shared]
+        fork = fork_message(parent, max_tokens=max_tokens, parent_epoch=epoch, arrival_ns=number)
         return replace(self.entry(number, tokens), fork=fork)
 
     def commit(self, *entries: CommitEntry) -> Acked:
@@ -178,8 +187,8 @@ class Worker:
         if release:
             self.release(number)
 
-    def release(self, number: int) -> None:
-        reply = self.send(Release(rows=[SequenceRef(sequence_id(number), self.open[number][0])]))
+    def release(self, number: int, epoch: int | None = None) -> None:
+        reply = self.send(Release(rows=[SequenceRef(sequence_id(number), epoch or self.open[number][0])]))
         assert isinstance(reply, Acked)
         assert not reply.refusals
 

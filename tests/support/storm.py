@@ -1,234 +1,253 @@
-"""Random but legal workers on one pool's state, with a ledger of who holds which block."""
+"""Random but legal workers on one pool's state: they open, write, fork, close, die, write late and adopt."""
 
-import random
+from collections.abc import Sequence
 from dataclasses import replace
 
-from kvmanager.layout import Buffer
-from kvmanager.messages import (
-    BlockRef,
-    FinishReason,
-    Granted,
-    Opened,
-    Reply,
-    Retry,
-    Revoke,
-    SequenceId,
-    SessionId,
-)
-from kvmanager.prefix import Hash, sha256
-from kvmanager.state import KvState
-from kvmanager.store import Hook
-from tests.support.kv import Worker, buffer_for, pool_spec, sequence_id
+from kvmanager.messages import CommitEntry, FinishReason, Opened, OpenKind, Wait
+from tests.support.crew import SPEC, Crew
+from tests.support.kv import Worker, sequence_id
+from tests.support.ledger import Row
 
-SPEC = pool_spec(48, 2, max_model_len=40, max_num_seqs=8)
-CHECK_EVERY = 1000
+CHECK_EVERY = 1000  # calls, of the metadata
+COMPARE_EVERY = 3  # calls, of all slots and references; those of the row at hand at each commit
 
 
-class Storm:
-    """Random but legal workers, and a ledger of who holds which block."""
+class Storm(Crew):
+    """Decides what happens next."""
 
-    def __init__(
-        self, seed: int, buffer: Buffer | None = None, hook: Hook | None = None, digest: Hash = sha256
-    ) -> None:
-        self.random = random.Random(seed)
-        self.state = KvState.create(buffer or buffer_for(SPEC), SPEC, 0, hook=hook, digest=digest)
-        self.workers: dict[SessionId, Worker] = {}
-        self.tokens: dict[int, list[int]] = {}  # running sequences' recorded ids
-        self.owner: dict[int, Worker] = {}
-        self.preempted: dict[int, Worker] = {}
-        self.held: dict[SessionId, set[int]] = {}  # blocks a session may write
-        self.content: dict[BlockRef, tuple[int, ...]] = {}  # sealed: all tokens up to the block's end
-        self.born = self.now = self.calls = self.revokes = self.hits = self.forks = self.copies = (
-            self.retries
-        ) = 0
+    calls = 0
 
     def run(self, calls: int) -> None:
         while self.calls < calls:
             self.calls += 1
             self.now += 1
             self.act()
+            if self.calls % COMPARE_EVERY == 0:
+                self.ledger.check()
             if self.calls % CHECK_EVERY == 0:
                 assert self.state.check_integrity() == []
+
+    @property
+    def evictions(self) -> int:
+        """Of all daemons."""
+        return self.happened["evicted"] + self.state.evictions
 
     def act(self) -> None:
         if len(self.workers) < 2:
             return self.attach()
         worker = self.random.choice(list(self.workers.values()))
         worker.now_ns = self.now
-        mine = [n for n, owner in self.owner.items() if owner is worker]
+        mine = [n for n, row in self.ledger.running.items() if row.session == worker.session]
         dice = self.random.random()
-        if dice < 0.0005:
-            return self.kill(worker)
-        if dice < 0.02:
-            self.state.evict(self.random.randrange(4))
-            return None
+        if dice < 0.0205:
+            return self.happen(worker, mine, dice)
         if dice < 0.05:
-            self.state.expire(self.now, ttl_ns=500)
-            return None
-        if dice < 0.2 or not mine:
-            return self.open(worker)
-        if dice < 0.25:
+            return self.expire()
+        if dice < 0.07:
+            return self.write_late(worker)
+        if dice < 0.11 and self.ledger.orphans:
+            return self.adopt(worker)
+        if dice < 0.19:
+            return self.release(worker)
+        if dice < 0.23:
             return self.give_back(worker)
-        if dice < 0.28:
-            return self.fork(worker, self.random.choice(mine))
-        if dice < 0.33:
-            return self.end(self.random.choice(mine), preempt=self.random.random() < 0.5)
+        if dice < 0.33 or not mine:
+            return self.open(worker)
+        if dice < 0.43:
+            return self.fork(worker)
+        if dice < 0.5:
+            return self.end(self.random.choice(mine), preempt=self.random.random() < 0.4)
         return self.step(worker, self.random.choice(mine))
 
-    def attach(self) -> None:
-        self.born += 1
-        worker = Worker(self.state, f"w{self.born}", self.now)
-        self.workers[worker.session] = worker
-        self.held[worker.session] = set()
+    def happen(self, worker: Worker, mine: list[int], dice: float) -> None:
+        """What happens seldom."""
+        if dice < 0.001:
+            self.kill(worker)
+        elif dice < 0.0015:
+            self.restart()
+        elif dice < 0.0035 and mine:
+            self.hand_over(worker, self.ledger.running[self.random.choice(mine)])
+        elif dice < 0.004 and (
+            mine := [row for row in self.preempted.values() if row.session == worker.session]
+        ):
+            self.hand_over(worker, self.random.choice(mine))
+        else:
+            self.state.evict(self.random.randrange(4))
 
-    def kill(self, worker: Worker) -> None:
-        """What it held is in quarantine until its end is proven."""
-        del self.workers[worker.session]
-        ended = self.state.lose(worker.session, self.now)
-        mine = {n for n, w in (self.owner | self.preempted).items() if w is worker}
-        assert {sequence_id(n) for n in mine} == set(ended)
-        for number in mine:
-            self.tokens.pop(number)
-            self.owner.pop(number, None)
-            self.preempted.pop(number, None)
-        quarantined = [
-            b.id for b in self.state.blocks("quarantined") if b.holder == worker.session.rstrip(b".").decode()
-        ]
-        assert set(quarantined) <= self.held[worker.session]
-        self.listen([(o.session, o.reply) for o in self.state.outbox()])
-        assert self.state.dead(worker.session) == len(quarantined)
-        del self.held[worker.session]
-        self.listen([(o.session, o.reply) for o in self.state.outbox()])
+    # ------------------------------------------------------------------------------- blocks
 
     def ask(self, worker: Worker, count: int, starving: bool) -> None:
-        before = list(worker.float)
+        before = len(worker.float)
         worker.grant(count, starving)
-        self.granted(worker, worker.float[len(before) :])
+        self.ledger.granted(worker.session, worker.float[before:])
         self.listen(worker.unasked)
-
-    def granted(self, worker: Worker, blocks: list[BlockRef]) -> None:
-        for block in blocks:
-            assert not any(block.id in held for held in self.held.values()), "granted twice"
-            self.held[worker.session].add(block.id)
-
-    def listen(self, said: list[tuple[SessionId, Reply]]) -> None:
-        for session, reply in said:
-            if isinstance(reply, Granted):
-                self.workers[session].float += reply.blocks
-                self.granted(self.workers[session], list(reply.blocks))
-            elif isinstance(reply, Retry):
-                self.retries += 1
-            else:
-                assert isinstance(reply, Revoke)
-                self.revokes += 1
-                self.end(self.number(reply.sequence), preempt=True)
-
-    def number(self, sequence: SequenceId) -> int:
-        return int.from_bytes(sequence, "big")
-
-    def open(self, worker: Worker) -> None:
-        again = [n for n, owner in self.preempted.items() if owner is worker]
-        if again:
-            number = again[0]
-            ids = self.tokens[number]
-        else:
-            self.born += 1
-            number = self.born
-            ids = [self.random.choice((1, 1, 1, 2)) for _ in range(self.random.randrange(1, 25))]
-        reply = worker.start(number, ids, self.random.randrange(1, 12))
-        if isinstance(reply, Opened):
-            self.preempted.pop(number, None)
-            self.owner[number], self.tokens[number] = worker, list(ids)
-            self.hits += reply.cached_len > 0
-            shared = len(reply.blocks) - len(reply.copies)
-            for source, destination, slots in reply.copies:
-                assert self.content[source][: 2 * shared + slots] == tuple(ids[: 2 * shared + slots])
-                self.granted(worker, [destination])
-                self.copies += 1
-            for i, block in enumerate(reply.blocks[:shared]):
-                assert self.content[block] == tuple(ids[: 2 * i + 2]), "a hit on other tokens"
-
-    def step(self, worker: Worker, number: int) -> None:
-        """A chunk with its first token, or a decode step."""
-        _, recorded, _, blocks = worker.open[number]
-        capacity = self.state._parts.sequences.by_id[sequence_id(number)].token_capacity
-        if recorded >= capacity:
-            return self.end(number, preempt=False)
-        lacking = -(-recorded // 2) - blocks - len(worker.float)
-        if lacking > 0:
-            self.ask(worker, lacking + self.random.randrange(3), self.random.random() < 0.8)
-        if number in self.owner and -(-recorded // 2) - blocks <= len(worker.float):
-            token = self.random.choice((1, 1, 2))
-            worker.step(number, token)
-            self.tokens[number].append(token)
-            self.sealed(worker, number)
-        return None
-
-    def fork(self, worker: Worker, parent: int) -> None:
-        """A new sequence from some place behind the parent's prompt; now and then it ends at once."""
-        record = self.state._parts.sequences.by_id[sequence_id(parent)]
-        if record.kv_len < record.prompt_len:
-            return
-        base = self.random.randrange(record.prompt_len, record.kv_len + 1)
-        most = min(record.prompt_len + 12, SPEC.max_model_len) - base
-        if most < 2:
-            return
-        at_once = self.random.random() < 0.2
-        if not at_once and not worker.float:
-            self.ask(worker, 1 + self.random.randrange(3), self.random.random() < 0.8)
-        if parent not in self.owner or not (at_once or worker.float):
-            return
-        self.born += 1
-        number, tokens = self.born, [self.random.choice((1, 1, 2)) for _ in range(1 if at_once else 2)]
-        inherited = self.tokens[parent][:base]
-        entry = worker.fork(number, parent, base, tokens, most + base - record.prompt_len)
-        if at_once:
-            entry = replace(entry, finish=FinishReason.STOP)
-        refused = worker.commit(entry).refusals
-        self.listen(worker.unasked)
-        if refused:
-            assert "room" in refused[0].message
-            worker.float += entry.blocks
-            return
-        self.forks += 1
-        if not at_once:
-            self.owner[number], self.tokens[number] = worker, inherited + tokens
-            self.sealed(worker, number)
-
-    def sealed(self, worker: Worker, number: int) -> None:
-        """Full blocks hold what they hold, and are nobody's to write any more."""
-        parts = self.state._parts
-        row = parts.rows.blocks[parts.sequences.by_id[sequence_id(number)].row]
-        full = row[: worker.open[number][2] // 2]
-        for i, block in enumerate(full):
-            self.content.setdefault(parts.blocks.ref(block), tuple(self.tokens[number][: 2 * i + 2]))
-        self.held[worker.session] -= set(full)
-
-    def end(self, number: int, preempt: bool) -> None:
-        worker = self.owner.pop(number)
-        entry = worker.entry(
-            number, preempted=preempt, finish=FinishReason.NONE if preempt else FinishReason.STOP
-        )
-        assert not worker.commit(entry).refusals
-        said = worker.unasked
-        before = {b.id for b in self.state.blocks("tail")}
-        worker.release(number)
-        self.held[worker.session] -= before - {b.id for b in self.state.blocks("tail")}
-        if preempt:
-            self.preempted[number] = worker
-        else:
-            del self.tokens[number]
-        self.listen(said + worker.unasked)
 
     def give_back(self, worker: Worker) -> None:
-        self.held[worker.session] -= {block.id for block in worker.float}
+        self.ledger.writable[worker.session] -= {block.id for block in worker.float}
         worker.give_back()
         self.listen(worker.unasked)
 
-    def stop(self) -> None:
-        """0 leaked: with all workers gone and the cache dropped every block is free."""
-        for worker in list(self.workers.values()):
+    # ------------------------------------------------------------------------------- sequences
+
+    def some_token(self) -> int:
+        return self.random.choice((1, 1, 2))
+
+    def open(self, worker: Worker) -> None:
+        again = [row for row in self.preempted.values() if row.session == worker.session]
+        if again and self.random.random() < 0.8:
+            row = self.random.choice(again)
+            self.begin(worker, row.number, list(row.tokens), row.tokens)
+        else:
+            self.born += 1
+            count = self.random.randrange(1, 25)
+            tokens = [self.random.choice((1, 1, 1, 2)) for _ in range(count)]
+            self.begin(worker, self.born, tokens, tokens)
+
+    def begin(self, worker: Worker, number: int, tokens: list[int], told: Sequence[int]) -> None:
+        """A sequence without KV: new, preempted, or an orphan that begins anew. `told`: those of its tokens that the
+        message has."""
+        suspects = self.suspects(worker) if self.deaths[number] else []
+        reply = worker.start(number, told, self.random.randrange(1, 12))
+        if suspects:
+            assert isinstance(reply, Wait), "two suspects at once"
+        elif isinstance(reply, Opened):
+            self.preempted.pop(number, None)
+            if reply.kind != OpenKind.RESUMED:
+                self.untried.add(number)
+            if self.ledger.orphans.pop(number, None):
+                self.since.pop(number)
+            self.happened["hits"] += reply.cached_len > 0
+            self.happened["copies"] += len(reply.copies)
+            blocks = [block.id for block in reply.blocks]
+            row = Row(worker.session, number, reply.epoch, tokens, blocks, reply.kv_len)
+            self.ledger.opened(row, reply.blocks, reply.copies)
+            assert reply.alone == (self.deaths[number] > 0)
+        self.listen(worker.unasked)
+
+    def suspects(self, worker: Worker) -> list[int]:
+        """Those that this worker runs and has not committed anything of, and of which others died, perhaps."""
+        mine = [row.number for row in self.ledger.running.values() if row.session == worker.session]
+        return [number for number in mine if number in self.untried and self.deaths[number]]
+
+    def adopt(self, worker: Worker) -> None:
+        """Asked with the prompt, or with more of the tokens; now and then its last deed."""
+        row = self.random.choice(list(self.ledger.orphans.values()))
+        least = self.state._parts.sequences.by_id[sequence_id(row.number)].prompt_len
+        told = row.tokens[: self.random.randrange(least, len(row.tokens) + 1)]
+        if row.begins_anew:
+            self.begin(worker, row.number, list(row.tokens), told)
+        else:
+            self.take_over(worker, row, told)
+            self.listen(worker.unasked)
+        doomed = 0.4 if self.deaths[row.number] else 0.15
+        if row.number in self.ledger.running and self.random.random() < doomed:
             self.kill(worker)
-        self.state.flush()
-        assert self.state.check_integrity() == []
-        assert self.state.counts().free == SPEC.num_blocks
+
+    def take_over(self, worker: Worker, row: Row, told: list[int]) -> None:
+        suspects = self.suspects(worker) if self.deaths[row.number] else []
+        reply = worker.start(row.number, told)
+        if suspects or isinstance(reply, Wait):
+            assert isinstance(reply, Wait), "two suspects at once"
+            assert (reply.needed_blocks, reply.available_blocks) == (int(not suspects), 0)
+            self.happened["waits alone" if suspects else "waits"] += 1
+            return
+        assert isinstance(reply, Opened)
+        assert reply.kind == OpenKind.ADOPTED
+        assert reply.alone == (self.deaths[row.number] > 0)
+        blocks = [block.id for block in reply.blocks]
+        new = Row(worker.session, row.number, reply.epoch, list(reply.token_ids), blocks, reply.kv_len)
+        self.happened["adopted"] += 1
+        self.happened["tails copied"] += len(reply.copies)
+        self.happened["copied again"] += len(reply.copies) if row.order else 0
+        self.happened["tails kept"] += not reply.copies and reply.kv_len % 2
+        self.ledger.adopted(new, reply.copies)
+        self.untried.add(row.number)
+        del self.since[row.number]
+
+    def step(self, worker: Worker, number: int) -> None:
+        """A chunk with its first token, or a decode step."""
+        row = self.ledger.running[number]
+        if len(row.tokens) >= self.state._parts.sequences.by_id[sequence_id(number)].token_capacity:
+            return self.end(number, preempt=False)
+        need = -(-len(row.tokens) // 2) - len(row.blocks)
+        if need > len(worker.float):
+            self.ask(worker, need - len(worker.float) + self.random.randrange(3), self.random.random() < 0.8)
+        if number in self.ledger.running and need <= len(worker.float):
+            entry = worker.entry(number, [self.some_token()])
+            self.ledger.compute(row, entry)
+            row.append(entry.token_ids)
+            assert not worker.commit(entry).refusals
+            self.ledger.committed(row, entry)
+            self.untried.discard(number)
+            self.deaths.pop(number, None)
+            self.listen(worker.unasked)
+        return None
+
+    def fork(self, worker: Worker) -> None:
+        """A new sequence from any place behind a parent's prompt; the parent may have ended, if its row is there."""
+        parent = self.random.choice([row for row in self.ledger.rows if row.session == worker.session])
+        record = self.state._parts.sequences.by_id[sequence_id(parent.number)]
+        if parent.kv < record.prompt_len:
+            return None
+        base = self.random.randrange(record.prompt_len, parent.kv + 1)
+        base_kv = base if self.random.random() < 0.7 else self.random.randrange(base + 1)
+        most = min(record.prompt_len + 12, SPEC.max_model_len) - base
+        need = -(-(base + 1) // 2) - base_kv // 2
+        if most < 2:
+            return None
+        if self.random.random() < 0.1:
+            return self.fork_and_finish(worker, parent, base, most + base - record.prompt_len)
+        if need > len(worker.float):
+            self.ask(worker, need - len(worker.float), self.random.random() < 0.8)
+        if need <= len(worker.float):
+            self.fork_and_run(worker, parent, base, base_kv, most + base - record.prompt_len)
+        return None
+
+    def fork_and_run(self, worker: Worker, parent: Row, base: int, base_kv: int, most: int) -> None:
+        self.born += 1
+        tokens = [self.some_token(), self.some_token()]
+        entry = worker.fork(
+            self.born, parent.number, base, tokens, most, base_kv=base_kv, parent_epoch=parent.epoch
+        )
+        child = Row(
+            worker.session, self.born, 1, parent.tokens[:base], parent.blocks[: base_kv // 2], base_kv
+        )
+        child.append(tokens)
+        if base_kv % 2:
+            self.ledger.copy_tail(parent, child, entry.blocks[0])
+        self.ledger.compute(child, entry)
+        if not self.told(worker, entry):
+            worker.float += entry.blocks
+            return
+        self.happened["forks"] += 1
+        self.happened["held forks"] += parent in self.ended
+        self.ledger.opened(child, [])
+        self.ledger.committed(child, entry)
+        self.listen(worker.unasked)
+
+    def fork_and_finish(self, worker: Worker, parent: Row, base: int, most: int) -> None:
+        """A record without a row."""
+        self.born += 1
+        token = [self.some_token()]
+        entry = worker.fork(self.born, parent.number, base, token, most, parent_epoch=parent.epoch)
+        if self.told(worker, replace(entry, finish=FinishReason.STOP)):
+            self.happened["forks"] += 1
+            assert self.state.read_record(sequence_id(self.born)).token_ids == parent.tokens[:base] + token
+        self.listen(worker.unasked)
+
+    def told(self, worker: Worker, entry: CommitEntry) -> bool:
+        """False when a fork's record finds no room."""
+        refused = worker.commit(entry).refusals
+        assert all("room" in refusal.message for refusal in refused)
+        return not refused
+
+    def release(self, worker: Worker) -> None:
+        """No step on its way names these rows any more: one, or all that the worker has."""
+        mine = [row for row in self.ended if row.session == worker.session]
+        if mine and self.random.random() < 0.5:
+            mine = [self.random.choice(mine)]
+        for row in mine:
+            self.ended.remove(row)
+            worker.release(row.number, row.epoch)
+            self.ledger.released(row)
+            self.listen(worker.unasked)
