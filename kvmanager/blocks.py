@@ -4,9 +4,8 @@
                       └──────── quarantine ──┴──> quarantined ──prove_gone──> free
 
 A tail of a sequence that lost its worker stays in its row, quarantined (`strand`), until an adopter owns it (`own`) or
-copied it.
-Who refers to a block: rows that name it, and copy orders that read it. A block without a row that is still read keeps
-what it holds: sealed, or quarantined without a holder once nobody can write it any more.
+copied it. Who refers to a block: rows that name it, and copy orders that read it. A block without a row that is still
+read keeps what it holds: sealed, or quarantined without a holder once nobody can write it any more.
 
 Records are mirrored in plain lists, one entry a block, and stored through the `Store` as they change. Refcounts, both
 lists and the index by key are derived: `load` rebuilds them. Which block a prefix may use is `prefix`' decision, who
@@ -77,9 +76,8 @@ class BlockPool:
         self.evictions = 0
         links = [0] * (n + 2), [0] * (n + 2)
         self.free = BlockQueue(n, *links)
-        self.cached = BlockQueue(
-            n + 1, *links
-        )  # least recently used first; a chain's last block before its parents
+        # least recently used first; a chain's last block before its parents
+        self.cached = BlockQueue(n + 1, *links)
         for block in range(n):
             self.free.push(block)
 
@@ -235,8 +233,7 @@ class BlockPool:
         self.shared -= self.refs[block] == 1 and self.state[block] == SEALED
 
     def _let_go(self, block: int, now_ns: int) -> None:
-        """One reference less. Without a user sealed blocks are cached where look-ups find them; what may still be
-        written stays in quarantine."""
+        """One reference less. Unused: cached if look-ups find it, in quarantine while it may be written, else free."""
         if not self.indexed[block]:
             self._use_twin(block, now_ns)
         if self.refs[block]:
