@@ -84,7 +84,7 @@ def test_with_all_rules_everything_that_can_happen_keeps_all_promises(bounds: Bo
         RESTART._replace(refusals=1, lengths=((1, 4),)),
         RESTART._replace(lengths=TWO),
         Bounds(stops=1, restarts=1),
-        Bounds(stops=1, lengths=((1, 3), (1, 2))),
+        Bounds(stops=1, blocks=5, lengths=((1, 3), (1, 2))),
     ],
     ids=str,
 )
