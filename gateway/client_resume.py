@@ -42,7 +42,7 @@ class Received:
     @property
     def everything(self) -> bool:
         """Every index has its finish."""
-        return len(self._finished) == self._n
+        return 0 < self._n == len(self._finished)
 
     def take(self, message: pb.GenerateResponse) -> bool:
         """False for what was handed on before."""
