@@ -33,6 +33,12 @@ def test_offsets_are_asked_for_and_a_finished_index_is_not_handed_on_twice():
     assert received.everything
 
 
+def test_a_request_for_nothing_has_not_got_everything():
+    """The server's word on n = 0 is to be heard, not swallowed as what comes after the last finish."""
+    received = Received(pb.GenerateRequest(request_id="r", sampling=pb.SamplingParams(n=0)))
+    assert not received.everything
+
+
 @pytest.mark.parametrize(
     ("code", "reason", "again"),
     [
