@@ -42,9 +42,10 @@ test-chaos: $(DEV)  ## kills of workers, daemons and gateways under load; minute
 	$(BIN)/python -m pytest -q -m "chaos and not full"
 
 chaos: $(DEV)  ## the long run: about two hours
-	$(BIN)/python -m tests.chaos.run --worker 1000 --out chaos-workers.json
-	$(BIN)/python -m tests.chaos.run --daemon 300 --double 30 --gateway 30 --upgrade 30 --out chaos-daemons.json
-	$(BIN)/python -m tests.chaos.run --no-kill --zombie 50 --out chaos-zombies.json
+	mkdir -p build
+	$(BIN)/python -m tests.chaos.run --worker 1000 --out build/chaos-workers.json
+	$(BIN)/python -m tests.chaos.run --daemon 300 --double 30 --gateway 30 --upgrade 30 --out build/chaos-daemons.json
+	$(BIN)/python -m tests.chaos.run --no-kill --zombie 50 --out build/chaos-zombies.json
 
 lint: $(DEV)
 	$(BIN)/ruff check .

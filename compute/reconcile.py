@@ -10,6 +10,7 @@ from types import MappingProxyType
 from kvmanager.errors import Fenced
 from kvmanager.messages import (
     Acked,
+    BlockRef,
     Commit,
     CommitEntry,
     Holding,
@@ -21,10 +22,17 @@ from kvmanager.messages import (
 from kvmanager.messages import Fenced as FencedMessage
 
 
-def answer(message: Numbered, held: Mapping[SequenceId, Holding], given: Container[SequenceId] = ()) -> Acked:
-    """The acknowledgement that was lost, without what it granted: `Holdings.blocks` has that. `given`: sequences that
-    a later message gave up, so that they are another's now."""
-    return Acked(refusals=list(refusals(message, held, given)) if isinstance(message, Commit) else ())
+def answer(
+    message: Numbered,
+    held: Mapping[SequenceId, Holding],
+    given: Container[SequenceId] = (),
+    granted: Container[BlockRef] = (),
+) -> Acked:
+    """The acknowledgement that was lost, without what it granted. `given`: sequences that a later message gave up, so
+    that they are another's now; `granted`: `Holdings.blocks`, the float as it is."""
+    if not isinstance(message, Commit):
+        return Acked()
+    return Acked(refusals=list(refusals(message, held, given, granted)))
 
 
 def given_up(
@@ -47,10 +55,15 @@ def ends(entry: CommitEntry) -> bool:
 
 
 def refusals(
-    commit: Commit, held: Mapping[SequenceId, Holding], given: Container[SequenceId]
+    commit: Commit,
+    held: Mapping[SequenceId, Holding],
+    given: Container[SequenceId],
+    granted: Container[BlockRef],
 ) -> Iterable[Refusal]:
+    """A block that is still in the float, in its generation, was taken by no entry, whoever has the sequence now."""
     for entry in commit.entries:
-        if entry.sequence not in given and not applied(entry, held.get(entry.sequence)):
+        gone = entry.sequence in given or applied(entry, held.get(entry.sequence))
+        if not gone or any(block in granted for block in entry.blocks):
             yield Refusal(
                 entry.sequence, entry.epoch, Fenced.code, "refused before the KV manager started anew"
             )

@@ -111,8 +111,9 @@ class Uplink:
         held, applied = by_sequence(holdings), self._attachment.answer.number
         settled = [one for one in self.ledger if one.number <= applied]
         given = given_up((one.message for one in settled), held)
+        granted = frozenset(holdings.blocks)
         for one in settled:
-            lost = answer(one.message, held, given)
+            lost = answer(one.message, held, given, granted)
             yield one.number, Granted(blocks=()) if isinstance(one.message, Grant) else lost
         yield 0, holdings
         self._daemon = Daemon.THERE

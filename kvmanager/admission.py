@@ -143,8 +143,10 @@ def take_over(
 def behind_suspect(parts: Parts, session: Session, known: Sequence, now_ns: int) -> Wait | None:
     """Suspects run alone, one by one, also one that was preempted before its first step: a death of both at once
     would count against both."""
+    if not known.deaths:
+        return None
     other = next((s for s in parts.sequences.open.values() if suspect(s, session, known)), None)
-    if not known.deaths or other is None:
+    if other is None:
         return None
     return wait_behind(parts, session, known, other, other.kv_len + 1, now_ns)
 

@@ -74,6 +74,17 @@ def test_a_sequence_that_was_given_up_since_is_anothers_and_its_entry_stood() ->
     assert len(answer(commit, {}, given_up([commit])).refusals) == 1
 
 
+def test_an_entry_whose_block_is_still_in_the_float_was_refused_also_if_its_sequence_was_given_up() -> None:
+    """As a fork for which there was no room, handed over before its refusal was heard."""
+    block = BlockRef(5, 3)
+    commit = Commit(step=1, entries=[replace(ENTRY, fork=FORK, blocks=[block])])
+    given = given_up([commit, Fenced(sequence=ONE, epoch=2)])
+    assert len(answer(commit, {}, given, {block}).refusals) == 1
+    assert not answer(commit, {}, given, {BlockRef(5, 4)}).refusals, (
+        "it came back since, and was granted anew"
+    )
+
+
 @pytest.mark.parametrize("message", [Grant(count=1), Release(rows=[SequenceRef(ONE, 1)])])
 def test_other_messages_were_applied(message: Grant | Release) -> None:
     assert answer(message, {}) == Acked()
