@@ -22,6 +22,7 @@ def own() -> Iterator[Service]:
         yield one
 
 
+@pytest.mark.chaos
 def test_a_daemon_that_is_silent_for_two_seconds_stops_no_step(own: Service) -> None:
     """Tokens are computed while it is silent and shown when it is back: none is lost, none comes twice."""
     worker = own.worker()

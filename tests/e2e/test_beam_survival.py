@@ -130,6 +130,7 @@ def drain(service: Running) -> None:
         admin.request(kv.DrainRequest(worker=name))
 
 
+@pytest.mark.chaos
 async def test_a_search_is_resumed_at_the_next_gateway(two: Running, undisturbed: Answers) -> None:
     """Nothing of it was shown: the client asks from the beginning, by the request's id; and again, once it is over."""
     request = build_request(PROMPT, ASKED | {"request_id": "resumed"})
@@ -158,6 +159,7 @@ async def whole(channel: grpc.aio.Channel, request: pb.GenerateRequest) -> Answe
 
 
 @pytest.mark.parametrize("fault", [drain, pytest.param(kill_daemon, marks=pytest.mark.full), kill_worker])
+@pytest.mark.chaos
 async def test_a_fault_in_mid_search_changes_nothing(
     two: Running, undisturbed: Answers, fault: Callable[[Running], None]
 ) -> None:

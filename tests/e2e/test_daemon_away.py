@@ -18,6 +18,7 @@ def daemon_pid(one: Running) -> int:
     return int(one.kv("status")["pid"])
 
 
+@pytest.mark.chaos
 async def test_steps_go_on_and_no_token_is_lost_while_the_daemon_is_stopped_for_1_9_s(
     service: Running,
 ) -> None:

@@ -33,6 +33,7 @@ def read(service, block):
 
 
 @pytest.mark.parametrize("exporter", [VMM, pytest.param(LEGACY, marks=pytest.mark.full)])
+@pytest.mark.chaos
 def test_what_a_killed_worker_wrote_outlives_it_the_allocator_and_the_daemon(exporter):
     with GpuService("--kv-memory=4MiB", f"--gpu-ipc={exporter.removeprefix('cuda-')}") as service:
         killed_writer(service, "7")

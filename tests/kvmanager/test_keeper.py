@@ -104,6 +104,7 @@ def claims(link):
     return True
 
 
+@pytest.mark.chaos
 def test_who_beats_is_not_judged_by_time_in_which_the_keeper_was_stopped_too(keeper):
     """A paused container, a suspended host: after it, the daemon has its time again."""
     command = [sys.executable, "-c", CLAIMS, str(keeper.socket)]

@@ -164,6 +164,7 @@ def test_a_worker_that_does_not_come_back_is_lost_and_killed(service):
         assert list(opened.token_ids) == [*PROMPT, 7]
 
 
+@pytest.mark.chaos
 def test_a_daemon_that_stops_beating_is_killed_and_replaced(service):
     pid = service.status().pid
     os.kill(pid, signal.SIGSTOP)
