@@ -33,7 +33,7 @@ test: $(DEV)  ## the suite to run before every commit
 	$(BIN)/python -m pytest -q
 
 test-full: $(DEV)
-	$(BIN)/python -m pytest -q -m "not gpu and not chaos"
+	$(BIN)/python -m pytest -q -m "not gpu and (full or not chaos)"
 
 test-gpu: $(DEV)
 	$(BIN)/python -m pytest -q -m gpu
